@@ -1,0 +1,165 @@
+"""Which datasets are frontal chest radiographs: the refusals that need the header alone.
+
+What is absent never refuses, for real chest files lack body part, view, age and PatientID. What
+is present and says something else does.
+"""
+
+import re
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    SecondaryCaptureImageStorage,
+)
+
+from nemt_dicom.config import InputSettings
+from nemt_dicom.errors import Reason, Refused
+
+SOP_CLASSES = (
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    SecondaryCaptureImageStorage,
+)
+"""SOP classes that may hold a chest radiograph."""
+
+CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "TORACE", "LUNG")
+CHEST_CODES = frozenset({"51185008", "43799004", "39607008", "T-D3000", "T-28000"})
+"""Thorax, thoracic cavity and lung: SNOMED CT and SNOMED-RT."""
+
+NON_FRONTAL_VIEWS = frozenset(
+    {"LL", "RL", "LAT", "LATERAL", "LAO", "RAO", "LPO", "RPO", "LLO", "RLO"}
+)
+UNCOMPRESSED_PREDECESSOR = "121320"
+
+
+def admit(dataset: Dataset, settings: InputSettings) -> None:
+    """Raises `Refused` with the first reason not to explain this dataset."""
+    _kind(dataset, settings)
+    _pixel_description(dataset, settings)
+    _body_part(dataset)
+    _view(dataset)
+    _patient(dataset, settings)
+
+
+def _kind(dataset: Dataset, settings: InputSettings) -> None:
+    sop_class = dataset.get("SOPClassUID")
+    modality = str(dataset.get("Modality") or "")
+    if sop_class not in SOP_CLASSES:
+        raise Refused(Reason.SOP_CLASS, "not a CR, DX or Secondary Capture image")
+    if sop_class == SecondaryCaptureImageStorage and _is_derived(dataset, modality):
+        raise Refused(Reason.DERIVED_OUTPUT, "a Secondary Capture derived from another image")
+    if modality not in {"CR", "DX"}:
+        raise Refused(Reason.NOT_CR_DX, f"Modality is {_shown(modality)}, not CR or DX")
+    for_processing = (
+        sop_class == DigitalXRayImageStorageForProcessing
+        or dataset.get("PresentationIntentType") == "FOR PROCESSING"
+    )
+    if for_processing and not settings.accept_for_processing:
+        raise Refused(Reason.FOR_PROCESSING, "For Processing; send the For Presentation image")
+
+
+def _is_derived(dataset: Dataset, modality: str) -> bool:
+    """Ours, or another system's result: taking it in would be a feedback loop."""
+    if "DERIVED" not in _texts(dataset.get("ImageType")):
+        return False
+    sources = dataset.get("SourceImageSequence") or ()
+    purposes = {
+        str(code.get("CodeValue"))
+        for source in sources
+        for code in source.get("PurposeOfReferenceCodeSequence") or ()
+    }
+    return bool(sources) and (modality == "OT" or purposes != {UNCOMPRESSED_PREDECESSOR})
+
+
+def _pixel_description(dataset: Dataset, settings: InputSettings) -> None:
+    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PhotometricInterpretation"):
+        if dataset.get(keyword) in (None, ""):
+            raise Refused(Reason.MISSING_ATTRIBUTE, f"{keyword} is missing")
+    if "PixelData" not in dataset:
+        raise Refused(Reason.NO_PIXEL_DATA, "Pixel Data is missing")
+    if int(dataset.get("NumberOfFrames") or 1) > 1:
+        raise Refused(Reason.MULTI_FRAME, "more than one frame")
+    monochrome = str(dataset.PhotometricInterpretation) in {"MONOCHROME1", "MONOCHROME2"}
+    if int(dataset.get("SamplesPerPixel") or 1) != 1 or not monochrome:
+        raise Refused(Reason.COLOUR, "not MONOCHROME1 or MONOCHROME2 with one sample a pixel")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if min(rows, columns) < 32:
+        raise Refused(Reason.INVALID_SIZE, f"{rows} x {columns} pixels are too few")
+    if rows * columns > settings.max_megapixels * 1e6:
+        raise Refused(Reason.TOO_LARGE, f"{rows} x {columns} pixels; see input.max_megapixels")
+    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    high = int(dataset.get("HighBit", stored - 1))
+    if (
+        allocated not in {8, 16}
+        or not 1 < stored <= allocated
+        or not stored <= high + 1 <= allocated
+    ):
+        raise Refused(
+            Reason.INVALID_ATTRIBUTE,
+            f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high} do not fit together",
+        )
+
+
+def _body_part(dataset: Dataset) -> None:
+    part = str(dataset.get("BodyPartExamined") or "").upper()
+    if part:
+        if not any(word in part for word in CHEST_WORDS):
+            raise Refused(Reason.NOT_CHEST, f"BodyPartExamined is {_shown(part)}")
+        return
+    codes = {str(item.get("CodeValue")) for item in dataset.get("AnatomicRegionSequence") or ()}
+    if codes and not codes & CHEST_CODES:
+        raise Refused(Reason.NOT_CHEST, f"AnatomicRegionSequence is {_shown(min(codes))}")
+
+
+def _view(dataset: Dataset) -> None:
+    view = str(dataset.get("ViewPosition") or "").upper()
+    if view in NON_FRONTAL_VIEWS:
+        raise Refused(Reason.LATERAL_VIEW, f"ViewPosition is {view}")
+    for item in dataset.get("ViewCodeSequence") or ():
+        meaning = str(item.get("CodeMeaning") or "").lower()
+        if ("lateral" in meaning and "decubitus" not in meaning) or "oblique" in meaning:
+            raise Refused(Reason.LATERAL_VIEW, "ViewCodeSequence is not a frontal view")
+    if {text[:1] for text in _texts(dataset.get("PatientOrientation"))} & {"A", "P"}:
+        raise Refused(Reason.LATERAL_VIEW, "PatientOrientation is not a frontal view")
+
+
+def _patient(dataset: Dataset, settings: InputSettings) -> None:
+    if settings.min_age_years is not None:
+        age = age_years(dataset)
+        if age is not None and age < settings.min_age_years:
+            raise Refused(Reason.BELOW_MINIMUM_AGE, "younger than input.min_age_years")
+    if settings.refuse_burned_in and dataset.get("BurnedInAnnotation") == "YES":
+        raise Refused(Reason.BURNED_IN, "BurnedInAnnotation is YES")
+
+
+def age_years(dataset: Dataset) -> float | None:
+    """Age in years from PatientAge (AS, or a bare number of years), else from the dates."""
+    match = re.fullmatch(r"\s*(\d{1,3})\s*([DWMY]?)\s*", str(dataset.get("PatientAge") or ""))
+    if match:
+        per_year = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}[match[2]]
+        return int(match[1]) / per_year
+    born, studied = (_days(dataset.get(name)) for name in ("PatientBirthDate", "StudyDate"))
+    return None if born is None or studied is None else max(0.0, (studied - born) / 365.25)
+
+
+def _days(value: Any) -> float | None:
+    match = re.fullmatch(r"(\d{4})\.?(\d{2})\.?(\d{2})", str(value or ""))
+    if match is None:
+        return None
+    return int(match[1]) * 365.25 + (int(match[2]) - 1) * 30.44 + int(match[3])
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
+
+
+def _shown(text: str) -> str:
+    """A code string for a message: printable, at most 16 characters."""
+    clean = re.sub(r"[^A-Z0-9 _.-]", "?", text.upper())[:16]
+    return clean or "empty"

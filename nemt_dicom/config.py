@@ -1,0 +1,280 @@
+"""Settings: embedded defaults < `nemt-dicom.toml` < `NEMT_SECTION__KEY` < command line.
+
+Every section is a frozen value that is handed to the code that needs it; nothing reads settings
+from a global. Unknown sections, unknown keys and bad values raise `ConfigError`, which names the
+key, the value and what is allowed.
+"""
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from nemt_dicom.errors import ConfigError
+
+ENV_PREFIX = "NEMT_"
+ENV_IGNORED = frozenset({"NEMT_TEST_DATA"})  # names that share the prefix and are no setting
+
+
+def _ae_title(value: str) -> str:
+    if not re.fullmatch(r"[\x20-\x5b\x5d-\x7e]{1,16}", value) or value != value.strip():
+        raise ValueError("1 to 16 printable ASCII characters, no backslash, no outer spaces (AE)")
+    return value
+
+
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class ListenerSettings(Section):
+    """Who may send, and where the service listens."""
+
+    host: str = "127.0.0.1"
+    port: Port = 11112
+    ae_title: AETitle = "NEMT"
+    allowed_calling_ae_titles: tuple[AETitle, ...] = ()
+    """Empty: any, and then only on a loopback address."""
+    max_associations: Annotated[int, Field(ge=1, le=200)] = 16
+    max_pdu: Annotated[int, Field(ge=4096, le=1048576)] = 131072
+    max_object_mb: Annotated[int, Field(ge=1, le=2048)] = 512
+    acse_timeout_s: Seconds = 30
+    dimse_timeout_s: Seconds = 30
+    network_timeout_s: Seconds = 60
+    min_free_mb: Annotated[int, Field(ge=0)] = 1024
+    """Below this much free space in the state folder, C-STORE answers 0xA700."""
+
+    @model_validator(mode="after")
+    def _open_only_on_loopback(self) -> "ListenerSettings":
+        loopback = self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
+        if not loopback and not self.allowed_calling_ae_titles:
+            raise ValueError(
+                f"host {self.host!r} is reachable from other machines: list the senders in "
+                "allowed_calling_ae_titles"
+            )
+        return self
+
+
+class InputSettings(Section):
+    """Which radiographs are explained. What is not in here is fixed; see deploy/conformance.md."""
+
+    accept_for_processing: bool = False
+    min_age_years: Annotated[float, Field(ge=0, le=150)] | None = None
+    refuse_burned_in: bool = False
+    max_megapixels: Annotated[float, Field(gt=0, le=400)] = 100
+
+
+class ExplanationSettings(Section):
+    """When an explanation is drawn."""
+
+    bundle: Path | None = None
+    """Folder of the model bundle; None is the bundle that ships."""
+    explain_below_threshold: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """CPU threads of the model; 0 leaves the choice to torch."""
+    max_batch: Annotated[int, Field(ge=1, le=256)] = 8
+
+
+class PlaneGeometry(StrEnum):
+    AUTO = "auto"
+    NONE = "none"
+
+
+class OutputSettings(Section):
+    """What is written back."""
+
+    seg_plane_geometry: PlaneGeometry = PlaneGeometry.AUTO
+    seg_fractional: bool = False
+    sc_longest_side: Annotated[int, Field(ge=512, le=4096)] = 1024
+    sc_jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 92
+
+
+class DicomDestination(Section):
+    """A DICOM node that outputs are sent to by C-STORE."""
+
+    kind: Literal["dicom"]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+    host: Annotated[str, Field(min_length=1)]
+    port: Port
+    ae_title: AETitle
+    calling_ae_title: AETitle = "NEMT"
+
+
+class FolderDestination(Section):
+    """A folder that outputs are written to, `<StudyInstanceUID>/<SOPInstanceUID>.dcm`."""
+
+    kind: Literal["folder"]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+    path: Path
+
+
+Destination = Annotated[DicomDestination | FolderDestination, Field(discriminator="kind")]
+
+
+class DeliverySettings(Section):
+    """How outputs are sent. Connection errors are tried again for ever, with growing pauses."""
+
+    connect_timeout_s: Seconds = 10
+    dimse_timeout_s: Seconds = 30
+    idle_close_s: Seconds = 10
+    retry_first_s: Seconds = 5
+    retry_longest_s: Seconds = 300
+    max_rejections: Annotated[int, Field(ge=1, le=100)] = 3
+    """Attempts before an object that a destination rejects becomes a dead letter."""
+
+
+def default_state_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """The user's state directory (XDG Base Directory Specification: XDG_STATE_HOME)."""
+    base = env.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "nemt-dicom"
+
+
+class StateSettings(Section):
+    dir: Path = Field(default_factory=default_state_dir)
+
+
+class LogSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Section):
+    """The whole configuration. `resolved_destinations` is never empty."""
+
+    state: StateSettings = StateSettings()
+    listener: ListenerSettings = ListenerSettings()
+    input: InputSettings = InputSettings()
+    explanation: ExplanationSettings = ExplanationSettings()
+    output: OutputSettings = OutputSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    destinations: tuple[Destination, ...] = ()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Settings":
+        names = [d.name for d in self.destinations]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"destination names must differ; given twice: {', '.join(twice)}")
+        return self
+
+    def resolved_destinations(self) -> tuple[DicomDestination | FolderDestination, ...]:
+        """The destinations, or the folder `results` in the state folder where none is given."""
+        if self.destinations:
+            return self.destinations
+        return (FolderDestination(kind="folder", name="results", path=self.state.dir / "results"),)
+
+
+def load_settings(
+    file: Path | None = None,
+    env: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Settings:
+    """Reads, merges and validates the configuration.
+
+    `overrides` holds values of the command line by section and key and wins over everything.
+    Raises `ConfigError` with one line for each problem.
+    """
+    merged: dict[str, Any] = _read_toml(file) if file is not None else {}
+    problems = _merge_env(merged, env)
+    for section, values in (overrides or {}).items():
+        merged.setdefault(section, {}).update(values)
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        problems += [_describe(item) for item in error.errors()]
+    if problems:
+        source = f"{file}: " if file is not None else ""
+        raise ConfigError("\n".join(source + line for line in problems))
+    return settings
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not valid TOML: {error}") from error
+
+
+def _merge_env(merged: dict[str, Any], env: Mapping[str, str]) -> list[str]:
+    """Writes NEMT_SECTION__KEY into `merged`; returns the names that are no setting."""
+    problems = []
+    for name in sorted(env):
+        if not name.startswith(ENV_PREFIX) or name in ENV_IGNORED:
+            continue
+        section, _, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
+        if section == "destinations" and not key:
+            try:
+                merged["destinations"] = json.loads(env[name])
+            except json.JSONDecodeError as error:
+                problems.append(f"{name}: not valid JSON ({error}); allowed: a list of tables")
+            continue
+        model = Settings.model_fields.get(section)
+        if model is None or section == "destinations":
+            problems.append(f"{name}: no such section {section!r}; allowed: {_sections()}")
+        elif key not in _section_model(section).model_fields:
+            allowed = _fields(section)
+            problems.append(f"{name}: no such key {key!r}; allowed in [{section}]: {allowed}")
+        else:
+            value: Any = env[name]
+            if _is_list(section, key):
+                value = [part.strip() for part in value.split(",") if part.strip()]
+            table = merged.setdefault(section, {})
+            if isinstance(table, dict):
+                table[key] = value
+    return problems
+
+
+def _sections() -> str:
+    return ", ".join(Settings.model_fields)
+
+
+def _section_model(section: str) -> type[BaseModel]:
+    model = Settings.model_fields[section].annotation
+    assert isinstance(model, type) and issubclass(model, BaseModel)
+    return model
+
+
+def _fields(section: str) -> str:
+    return ", ".join(_section_model(section).model_fields)
+
+
+def _is_list(section: str, key: str) -> bool:
+    default = _section_model(section).model_fields[key].default
+    return isinstance(default, tuple)
+
+
+def _describe(item: Any) -> str:
+    where = [str(part) for part in item["loc"] if part not in ("dicom", "folder")]
+    name = ".".join(where) or "configuration"
+    if item["type"] == "extra_forbidden":
+        if len(where) == 1:
+            return f"{name}: no such section; allowed: {_sections()}"
+        if where[0] != "destinations":
+            return f"{name}: no such key; allowed in [{where[0]}]: {_fields(where[0])}"
+        return f"{name}: no such key for this kind of destination"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "missing":
+        return f"{name}: is required"
+    given = item.get("input")
+    shown = f" = {given!r}" if isinstance(given, str | int | float | bool) else ""
+    return f"{name}{shown}: {message}"

@@ -1,0 +1,64 @@
+"""Log lines: one line each, no control characters, no patient data.
+
+An instance is named by a short hash of its SOP Instance UID. Of an exception only the type and the
+place are written: its text may quote the dataset.
+"""
+
+import hashlib
+import logging
+import re
+import sys
+import traceback
+from datetime import UTC, datetime
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def escape(text: str) -> str:
+    r"""`text` with control characters and line ends written as `\xNN`."""
+    return _CONTROL.sub(lambda m: f"\\x{ord(m.group()):02x}", text)
+
+
+def instance_name(sop_instance_uid: str) -> str:
+    """The name of an instance in the log: 12 hexadecimal digits."""
+    return hashlib.sha256(sop_instance_uid.encode("utf-8", "replace")).hexdigest()[:12]
+
+
+def describe_error(error: BaseException) -> str:
+    """Type and place of an exception, without its text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return type(error).__name__
+    last = frames[-1]
+    return f"{type(error).__name__} at {last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
+
+
+class LineFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.000+00:00 info listener: text`, always a single line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        # Libraries log exception objects as the message itself: keep only what is safe to show.
+        if isinstance(record.msg, BaseException):
+            text = describe_error(record.msg)
+        else:
+            text = record.getMessage()
+            if record.exc_info and record.exc_info[1] is not None:
+                text += f" ({describe_error(record.exc_info[1])})"
+        source = record.name.removeprefix("nemt_dicom.")
+        return f"{when} {record.levelname.lower()} {source}: {escape(text)}"
+
+
+def configure_logging(level: str) -> None:
+    """Sends this process's log to standard error. `level` is debug, info, warning or error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("nemt_dicom").setLevel(level.upper())
+    # Its warnings quote what the peer sent; what matters of them is logged by our own handlers.
+    logging.getLogger("pynetdicom").setLevel(logging.ERROR)
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    logging.captureWarnings(capture=True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)

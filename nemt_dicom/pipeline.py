@@ -1,0 +1,84 @@
+"""From a received file to its outputs: the one path that the worker and `explain` share."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pydicom
+from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import ImplicitVRLittleEndian
+
+from nemt_dicom.config import InputSettings, OutputSettings
+from nemt_dicom.derived import Origin, Output
+from nemt_dicom.errors import Reason, Refused
+from nemt_dicom.explanation import Explanation
+from nemt_dicom.radiograph import Radiograph
+from nemt_dicom.secondary_capture import build_secondary_capture
+from nemt_dicom.segmentation import build_fractional, build_segmentation
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """A received image. dataset: its header, without pixel data.
+
+    digest: SHA-256 of the dataset as received, without preamble and file meta information.
+    """
+
+    dataset: Dataset
+    radiograph: Radiograph
+    digest: str
+
+
+def read_source(path: Path, settings: InputSettings) -> Source:
+    """Reads and decodes a file, with or without file meta information.
+
+    Raises `Refused` with the reason where it is not a radiograph that can be explained, `OSError`
+    where the file cannot be read.
+    """
+    raw = path.read_bytes()
+    try:
+        dataset = pydicom.dcmread(path, force=True)
+    except (InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+        raise Refused(Reason.UNPARSABLE, f"not a DICOM file ({type(error).__name__})") from error
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        if not dataset.get(keyword):
+            raise Refused(Reason.MISSING_ATTRIBUTE, f"{keyword} is missing")
+    radiograph = Radiograph.from_dataset(dataset, settings)
+    del dataset.PixelData
+    return Source(dataset=dataset, radiograph=radiograph, digest=dataset_digest(raw))
+
+
+def dataset_digest(raw: bytes) -> str:
+    """SHA-256 of a file's dataset, without preamble and file meta information (PS3.10 7.1)."""
+    start = 0
+    if raw[128:132] == b"DICM" and raw[132:136] == b"\x02\x00\x00\x00":
+        length = int.from_bytes(raw[140:144], "little")
+        start = 144 + length
+    return hashlib.sha256(memoryview(raw)[start:]).hexdigest()
+
+
+def build_outputs(
+    source: Source, explanation: Explanation, *, settings: OutputSettings, received: datetime
+) -> tuple[Output, ...]:
+    """The SEG and the SC of one explanation, and the fractional SEG where it is configured.
+
+    received: time of receipt, with a time zone. The same arguments give the same bytes.
+    """
+    origin = Origin(
+        source=source.dataset,
+        digest=source.digest,
+        explanation=explanation,
+        settings=settings,
+        received=received,
+    )
+    outputs = [
+        build_segmentation(origin),
+        build_secondary_capture(origin, source.radiograph.pixels),
+    ]
+    if settings.seg_fractional:
+        outputs.append(build_fractional(origin))
+    return tuple(outputs)

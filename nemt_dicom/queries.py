@@ -1,0 +1,129 @@
+"""The SQL of store.py, by name. Instances, outputs and deliveries are explained there."""
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE instances (
+    id INTEGER PRIMARY KEY,
+    sop_instance_uid TEXT NOT NULL,
+    sop_class_uid TEXT NOT NULL,
+    content_digest TEXT NOT NULL,             -- of the dataset, without file meta information
+    blob TEXT,                                -- NULL: refused on the wire, bytes not kept
+    state TEXT NOT NULL,
+    reason TEXT,
+    detail TEXT,
+    received TEXT NOT NULL,
+    updated TEXT NOT NULL,
+    duplicates INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,      -- runs begun
+    strikes INTEGER NOT NULL DEFAULT 0,       -- runs alone, counted as they begin
+    interruptions INTEGER NOT NULL DEFAULT 0,
+    alone INTEGER NOT NULL DEFAULT 0,         -- 1: runs in no batch with others
+    lease TEXT,                               -- the worker process that runs it
+    summary TEXT,
+    UNIQUE (sop_instance_uid, content_digest)
+) STRICT;
+CREATE INDEX instances_by_state ON instances (state, alone, id);
+CREATE TABLE outputs (
+    sop_instance_uid TEXT PRIMARY KEY,
+    instance INTEGER NOT NULL REFERENCES instances (id),
+    kind TEXT NOT NULL,
+    sop_class_uid TEXT NOT NULL,
+    study_instance_uid TEXT NOT NULL,
+    transfer_syntax_uid TEXT NOT NULL,
+    blob TEXT NOT NULL
+) STRICT;
+CREATE INDEX outputs_by_instance ON outputs (instance);
+CREATE TABLE deliveries (
+    output TEXT NOT NULL REFERENCES outputs (sop_instance_uid),
+    destination TEXT NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    rejections INTEGER NOT NULL DEFAULT 0,
+    status TEXT,
+    detail TEXT,
+    retry_at REAL NOT NULL DEFAULT 0,         -- seconds since 1970
+    updated TEXT NOT NULL,
+    PRIMARY KEY (output, destination)
+) STRICT;
+CREATE INDEX deliveries_due ON deliveries (destination, state, retry_at);
+"""
+
+KNOWN = "SELECT id, blob FROM instances WHERE sop_instance_uid = ? AND content_digest = ?"
+COUNT_DUPLICATE = "UPDATE instances SET duplicates = duplicates + 1 WHERE id = ?"
+RIVAL = """
+SELECT 1 FROM instances WHERE sop_instance_uid = ? AND content_digest <> ?
+    AND blob IS NOT NULL AND state <> 'refused'
+"""
+ADD_INSTANCE = """
+INSERT INTO instances (sop_instance_uid, sop_class_uid, content_digest, blob, state, reason, detail,
+    received, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (sop_instance_uid, content_digest) DO UPDATE SET blob = excluded.blob,
+    sop_class_uid = excluded.sop_class_uid, state = excluded.state, reason = excluded.reason,
+    detail = excluded.detail, received = excluded.received, updated = excluded.updated
+"""
+NEXT_ALONE = """
+SELECT id FROM instances WHERE state = 'queued' AND alone = 1
+ORDER BY strikes + interruptions, id LIMIT 1
+"""
+NEXT_BATCH = "SELECT id FROM instances WHERE state = 'queued' AND alone = 0 ORDER BY id LIMIT ?"
+TAKE = """
+UPDATE instances SET state = 'inferring', lease = ?, attempts = attempts + 1,
+    strikes = strikes + ?2, alone = ?2, updated = ? WHERE id = ?
+"""
+PUT_BACK = """
+UPDATE instances SET state = 'queued', lease = NULL, strikes = strikes - alone,
+    alone = max(alone, ?), updated = ? WHERE state = 'inferring' AND lease = ?
+"""
+END = """
+UPDATE instances SET state = ?, reason = ?, detail = ?, summary = ?, lease = NULL, updated = ?
+WHERE id = ? AND state = 'inferring' AND lease = ?
+"""
+STRIKES = "SELECT strikes FROM instances WHERE id = ? AND state = 'inferring' AND lease = ?"
+RETRY_ALONE = """
+UPDATE instances SET state = 'queued', lease = NULL, alone = 1, reason = ?, detail = ?, updated = ?
+WHERE id = ?
+"""
+TAKE_BACK_INTERRUPTED = """
+UPDATE instances SET strikes = strikes - 1, interruptions = interruptions + 1
+WHERE state = 'inferring' AND alone = 1
+"""
+BURY_CRASHERS = """
+UPDATE instances SET state = 'dead', reason = 'worker_crash', lease = NULL, updated = ?
+WHERE state = 'inferring' AND (strikes >= ? OR interruptions >= ?)
+"""
+RECOVER = """
+UPDATE instances SET state = 'queued', lease = NULL, alone = 1, updated = ?
+WHERE state = 'inferring'
+"""
+ADD_OUTPUT = "INSERT OR IGNORE INTO outputs VALUES (?, ?, ?, ?, ?, ?, ?)"
+ADD_DELIVERY = """
+INSERT OR IGNORE INTO deliveries (output, destination, state, updated) VALUES (?, ?, 'pending', ?)
+"""
+DUE = """
+SELECT d.attempts, d.rejections, o.kind, o.sop_class_uid, o.sop_instance_uid, o.study_instance_uid,
+    o.transfer_syntax_uid, o.blob
+FROM deliveries d JOIN outputs o ON o.sop_instance_uid = d.output
+WHERE d.destination = ?1 AND d.state = 'pending' AND (d.retry_at <= ?2 OR d.retry_at > ?3)
+ORDER BY d.retry_at, d.rowid LIMIT 1
+"""
+PENDING_SYNTAXES = """
+SELECT DISTINCT o.sop_class_uid, o.transfer_syntax_uid
+FROM deliveries d JOIN outputs o ON o.sop_instance_uid = d.output
+WHERE d.destination = ? AND d.state = 'pending' ORDER BY 1, 2
+"""
+MARK_DELIVERY = """
+UPDATE deliveries SET state = ?, attempts = attempts + 1, rejections = rejections + ?, status = ?,
+    detail = ?, retry_at = ?, updated = ? WHERE output = ? AND destination = ? AND state = 'pending'
+"""
+INSTANCES = """
+SELECT id, sop_instance_uid, sop_class_uid, content_digest, blob, state, reason, detail, received,
+    updated, duplicates, attempts, summary FROM instances
+"""
+DELIVERIES = """
+SELECT d.destination, d.output, o.kind, d.state, d.attempts, d.status, d.detail, d.updated
+FROM deliveries d JOIN outputs o ON o.sop_instance_uid = d.output
+WHERE o.instance = ? ORDER BY d.rowid
+"""
+BLOBS = "SELECT blob FROM instances WHERE blob IS NOT NULL UNION SELECT blob FROM outputs"
+COUNTS = "SELECT state, count(*) FROM instances GROUP BY state"
+PENDING_DELIVERIES = "SELECT count(*) FROM deliveries WHERE state = 'pending'"

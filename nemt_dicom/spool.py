@@ -1,0 +1,211 @@
+"""Content-addressed files that survive a power cut.
+
+    <state>/lock                    held while a service runs, holds its process id
+    <state>/store.db                the database (store.py)
+    <state>/spool/tmp/<process>/    files being written; swept when the process starts
+    <state>/spool/blob/ab/<sha256>  finished files, named by the hash of their content
+
+A blob is durable when `put` or `adopt` returns: file written, file synced, folder made and its
+parent synced, file renamed into place, folder synced.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Container, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from nemt_dicom.errors import StateError, StateInUse
+
+CHUNK = 1 << 20  # bytes
+
+
+class Fs:
+    """The file operations durability rests on, in one place so that a test can fail or cut them."""
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Writes a new file. It is an error where `path` exists."""
+        with path.open("xb") as file:
+            file.write(data)
+
+    def fsync(self, path: Path) -> None:
+        """Forces a file's content, or a folder's entries, to the disk."""
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def mkdir(self, path: Path) -> None:
+        """Makes a folder that only the owner can enter. It may exist."""
+        path.mkdir(mode=0o700, exist_ok=True)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Renames a file; an existing `target` is replaced in one step."""
+        source.rename(target)
+
+    def unlink(self, path: Path) -> None:
+        """Removes a file. It may be missing."""
+        path.unlink(missing_ok=True)
+
+
+class Spool:
+    """The blobs of a state folder. `process` names the folder for this process's own temporaries.
+
+    Methods raise `OSError` where the disk is full or broken; then nothing was stored.
+    """
+
+    def __init__(self, state_dir: Path, *, process: str, fs: Fs | None = None) -> None:
+        self.fs = fs or Fs()
+        self.root = state_dir / "spool"
+        self.blobs = self.root / "blob"
+        self.tmp = self.root / "tmp" / process
+        self._durable_folders: set[Path] = set()
+
+    def prepare(self) -> None:
+        """Makes the folders and removes what a killed predecessor left in `tmp`."""
+        for folder in (self.root, self.blobs, self.root / "tmp", self.tmp):
+            self._make_folder(folder)
+        for leftover in self.tmp.iterdir():
+            self.fs.unlink(leftover)
+
+    def path(self, digest: str) -> Path:
+        """Where the blob of that SHA-256 (lower-case hexadecimal) is or would be."""
+        return self.blobs / digest[:2] / digest
+
+    def put(self, data: bytes) -> str:
+        """Stores `data`; returns its SHA-256."""
+        temporary = self.tmp / uuid.uuid4().hex
+        try:
+            self.fs.write(temporary, data)
+            return self.adopt(temporary, hashlib.sha256(data).hexdigest())
+        except BaseException:
+            self.fs.unlink(temporary)
+            raise
+
+    def adopt(self, temporary: Path, digest: str) -> str:
+        """Moves a finished file of `tmp`, whose SHA-256 is `digest`, to its place; returns it.
+
+        A file whose fsync failed must not be tried again: the caller removes it.
+        """
+        target = self.path(digest)
+        self.fs.fsync(temporary)
+        self._make_folder(target.parent)
+        # Also where the blob exists: the same content, and its entry may not be synced yet.
+        self.fs.rename(temporary, target)
+        self.fs.fsync(target.parent)
+        return digest
+
+    def sweep(self, referenced: Container[str]) -> int:
+        """Removes all temporaries and each blob not in `referenced`; returns how many blobs.
+
+        Only for the holder of the state lock, before it starts other processes.
+        """
+        for folder in (self.root / "tmp").iterdir():
+            shutil.rmtree(folder, ignore_errors=True)
+        orphans = [path for path in self._blob_files() if path.name not in referenced]
+        for path in orphans:
+            self.fs.unlink(path)
+        self.prepare()
+        return len(orphans)
+
+    def free_bytes(self) -> int:
+        """Free space on the spool's disk."""
+        return shutil.disk_usage(self.root).free
+
+    def _blob_files(self) -> Iterator[Path]:
+        return self.blobs.glob("??/*")
+
+    def _make_folder(self, folder: Path) -> None:
+        # Another process may have made it without syncing its entry yet, so sync it once ourselves.
+        if folder not in self._durable_folders:
+            self.fs.mkdir(folder)
+            self.fs.fsync(folder.parent)
+            self._durable_folders.add(folder)
+
+
+def prepare_state_dir(state_dir: Path) -> None:
+    """Makes the state folder, mode 0700. Raises `StateError` where it cannot be used.
+
+    An existing folder is closed to others only if it is empty or already a state folder.
+    """
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ours = not any(state_dir.iterdir()) or (state_dir / "spool").exists()
+        if ours:
+            state_dir.chmod(0o700)
+    except OSError as error:
+        raise StateError(f"state folder {state_dir}: {error.strerror}") from error
+
+
+class StateLock:
+    """Holds the state folder for this process, as a context manager.
+
+    The lock ends with the process that holds it, however that ends: the file is never inherited.
+    Raises `StateInUse`, naming the process id, where another process holds it.
+    """
+
+    CHILD_PATIENCE = 10.0  # seconds for a killed predecessor's children to be gone
+
+    def __init__(self, state_dir: Path) -> None:
+        self._dir = state_dir
+        self._file = -1
+
+    def __enter__(self) -> "StateLock":
+        path = self._dir / "lock"
+        self._file = _open_lock(path)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            holder = path.read_text(encoding="ascii", errors="replace").strip() or "unknown"
+            raise StateInUse(
+                f"state folder {self._dir} is in use by another nemt-dicom serve, process {holder}"
+            ) from None
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"{os.getpid()}\n".encode("ascii"), 0)
+        self._await_children()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        os.close(self._file)
+
+    def _await_children(self) -> None:
+        """Waits until no child of a killed predecessor is left: they hold the port and the tmp."""
+        handle = _open_lock(self._dir / "lock.children")
+        try:
+            deadline = time.monotonic() + self.CHILD_PATIENCE
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        os.close(self._file)
+                        raise StateInUse(
+                            f"state folder {self._dir}: processes of an earlier nemt-dicom serve "
+                            "do not end"
+                        ) from None
+                    time.sleep(0.02)
+        finally:
+            os.close(handle)
+
+
+def hold_as_child(state_dir: Path) -> int:
+    """Marks this process as a child of the service; returns a file handle to keep until the end."""
+    handle = _open_lock(state_dir / "lock.children")
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,0 +1,1 @@
+"""Training of model bundles for `nemt-dicom serve`."""
