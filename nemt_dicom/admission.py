@@ -31,7 +31,7 @@ CHEST_CODES = frozenset({"51185008", "43799004", "39607008", "T-D3000", "T-28000
 """Thorax, thoracic cavity and lung: SNOMED CT and SNOMED-RT."""
 
 NON_FRONTAL_VIEWS = frozenset(
-    {"LL", "RL", "LAT", "LATERAL", "LAO", "RAO", "LPO", "RPO", "LLO", "RLO"}
+    {"LL", "RL", "LAT", "LLAT", "RLAT", "LATERAL", "LAO", "RAO", "LPO", "RPO", "LLO", "RLO"}
 )
 UNCOMPRESSED_PREDECESSOR = "121320"
 
@@ -89,6 +89,8 @@ def _pixel_description(dataset: Dataset, settings: InputSettings) -> None:
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if min(rows, columns) < 32:
         raise Refused(Reason.INVALID_SIZE, f"{rows} x {columns} pixels are too few")
+    if max(rows, columns) > 10 * min(rows, columns):
+        raise Refused(Reason.INVALID_SIZE, f"{rows} x {columns} is not the shape of a radiograph")
     if rows * columns > settings.max_megapixels * 1e6:
         raise Refused(Reason.TOO_LARGE, f"{rows} x {columns} pixels; see input.max_megapixels")
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
@@ -117,8 +119,8 @@ def _body_part(dataset: Dataset) -> None:
 
 def _view(dataset: Dataset) -> None:
     view = str(dataset.get("ViewPosition") or "").upper()
-    if view in NON_FRONTAL_VIEWS:
-        raise Refused(Reason.LATERAL_VIEW, f"ViewPosition is {view}")
+    if set(re.split(r"[^A-Z]+", view)) & NON_FRONTAL_VIEWS and "DECUB" not in view:
+        raise Refused(Reason.LATERAL_VIEW, f"ViewPosition is {_shown(view)}")
     for item in dataset.get("ViewCodeSequence") or ():
         meaning = str(item.get("CodeMeaning") or "").lower()
         if ("lateral" in meaning and "decubitus" not in meaning) or "oblique" in meaning:

@@ -1,6 +1,6 @@
 """A model bundle: everything a trained explanation needs, in one folder.
 
-    manifest.json        what it is and the SHA-256 of every other file
+    manifest.json        what it is and the SHA-256 of every file, its own included
     model.safetensors    target model and explanation module
     golden.dcm           a synthetic radiograph
     golden.safetensors   what the bundle says of it: tensor, response, mask
@@ -38,11 +38,12 @@ from nemt_dicom.preprocess import Preprocessing
 from nemt_dicom.radiograph import Radiograph
 
 SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "golden.dcm", "golden.safetensors", "MODEL_CARD.md")
 TENSOR_TOLERANCE = 1e-4
 RESPONSE_TOLERANCE = 5e-3
 MASK_TOLERANCE = 1e-2
-"""Across processors and library releases; a wrong weight or step moves the golden answer further."""
+"""Across processors and library releases; a wrong weight or step moves the answer further."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -93,7 +94,7 @@ class Bundle:
         Raises `BundleError`, which names the file that is missing, damaged or of another version.
         """
         folder = shipped_folder() if folder is None else folder
-        raw = _read(folder / "manifest.json")
+        raw = _read(folder / MANIFEST)
         try:
             manifest = Manifest.model_validate_json(raw)
             preprocessing = Preprocessing.from_manifest(manifest.preprocessing)
@@ -104,6 +105,12 @@ class Bundle:
             raise BundleError(f"{folder}/manifest.json: {where}: {first['msg']}") from error
         except (ValueError, TypeError) as error:
             raise BundleError(f"{folder}/manifest.json: {error}") from error
+        _verify_manifest(folder / MANIFEST, raw)
+        if manifest.target != architecture.target:
+            raise BundleError(
+                f"{folder}/manifest.json: target: {manifest.target!r}, but the architecture's is "
+                f"{architecture.target!r}"
+            )
         for name in FILES:
             found = hashlib.sha256(_read(folder / name)).hexdigest()
             if found != manifest.sha256.get(name):
@@ -135,9 +142,9 @@ class Bundle:
 
     def network(self, device: str) -> ExplainedNetwork:
         """The network with this bundle's weights, float32, in evaluation mode."""
-        network = ExplainedNetwork(self.architecture)
         path = self.folder / "model.safetensors"
         try:
+            network = ExplainedNetwork(self.architecture)
             weights = load_file(path)
             network.load_state_dict({k: _float32(v) for k, v in weights.items()})
         except (SafetensorError, RuntimeError) as error:
@@ -146,8 +153,12 @@ class Bundle:
 
     def self_test(self, network: ExplainedNetwork) -> None:
         """Replays the golden image on `network`; raises `SelfTestError` beyond tolerance."""
-        expected = load_arrays(self.folder / "golden.safetensors")
         found = replay(self.folder / "golden.dcm", self.preprocessing, network)
+        try:
+            arrays = load_arrays(self.folder / "golden.safetensors")
+            expected = {name: arrays[name] for name in found}
+        except (SafetensorError, KeyError) as error:
+            raise SelfTestError(f"{self.folder}/golden.safetensors: {error}") from error
         limits = {
             "tensor": TENSOR_TOLERANCE,
             "response": RESPONSE_TOLERANCE,
@@ -190,9 +201,30 @@ def save(
             "sha256": {n: hashlib.sha256(_read(folder / n)).hexdigest() for n in FILES},
         }
     )
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    write_manifest(folder, manifest.model_dump(mode="json"))
     return Bundle.load(folder)
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Writes `manifest.json` with its own SHA-256 entry set."""
+    digest = hashlib.sha256(_manifest_bytes(content, "")).hexdigest()
+    (folder / MANIFEST).write_bytes(_manifest_bytes(content, digest))
+
+
+def _manifest_bytes(content: dict[str, Any], digest: str) -> bytes:
+    """The one way a manifest is written; its own digest is taken while that entry is empty."""
+    content = {**content, "sha256": {**content["sha256"], MANIFEST: digest}}
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _verify_manifest(path: Path, raw: bytes) -> None:
+    content = json.loads(raw)
+    found = hashlib.sha256(_manifest_bytes(content, "")).hexdigest()
+    if raw != _manifest_bytes(content, found):
+        raise BundleError(
+            f"{path} is damaged or was edited by hand: its own SHA-256 is another; install the "
+            "bundle again"
+        )
 
 
 def replay(
@@ -214,8 +246,8 @@ def replay(
 def golden_radiograph() -> Dataset:
     """A synthetic DX image with two dark lungs and a bright patch: drawn by formula, of nobody.
 
-    It comes as MONOCHROME1 with a rescale, a window and PatientOrientation R\\F, so that a replay
-    passes through every step of the front end.
+    It comes as MONOCHROME1 with a rescale, a window and a mirrored PatientOrientation, so that a
+    replay passes through every step of the front end.
     """
     rows, columns = 420, 350
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float64)

@@ -5,6 +5,7 @@ from a global. Unknown sections, unknown keys and bad values raise `ConfigError`
 key, the value and what is allowed.
 """
 
+import ipaddress
 import json
 import os
 import re
@@ -35,6 +36,13 @@ def _ae_title(value: str) -> str:
     return value
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -42,6 +50,15 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, table: Any) -> Any:
+        for key, value in table.items() if isinstance(table, dict) else ():
+            field = cls.model_fields.get(key)
+            if isinstance(value, bool) and field is not None and field.annotation is not bool:
+                raise ValueError(f"{key} = {value}: true and false are not allowed here")
+        return table
 
 
 class ListenerSettings(Section):
@@ -63,8 +80,7 @@ class ListenerSettings(Section):
 
     @model_validator(mode="after")
     def _open_only_on_loopback(self) -> "ListenerSettings":
-        loopback = self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
-        if not loopback and not self.allowed_calling_ae_titles:
+        if not _is_loopback(self.host) and not self.allowed_calling_ae_titles:
             raise ValueError(
                 f"host {self.host!r} is reachable from other machines: list the senders in "
                 "allowed_calling_ae_titles"
@@ -195,11 +211,13 @@ def load_settings(
     merged: dict[str, Any] = _read_toml(file) if file is not None else {}
     problems = _merge_env(merged, env)
     for section, values in (overrides or {}).items():
-        merged.setdefault(section, {}).update(values)
+        table = merged.setdefault(section, {})
+        if isinstance(table, dict):  # what else a file may have put there is refused below
+            table.update(values)
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
-        problems += [_describe(item) for item in error.errors()]
+        problems += [_describe(item, env) for item in error.errors()]
     if problems:
         source = f"{file}: " if file is not None else ""
         raise ConfigError("\n".join(source + line for line in problems))
@@ -230,10 +248,12 @@ def _merge_env(merged: dict[str, Any], env: Mapping[str, str]) -> list[str]:
             continue
         model = Settings.model_fields.get(section)
         if model is None or section == "destinations":
-            problems.append(f"{name}: no such section {section!r}; allowed: {_sections()}")
+            shown = f"{name} = {env[name]!r}"
+            problems.append(f"{shown}: no such section {section!r}; allowed: {_sections()}")
         elif key not in _section_model(section).model_fields:
             allowed = _fields(section)
-            problems.append(f"{name}: no such key {key!r}; allowed in [{section}]: {allowed}")
+            shown = f"{name} = {env[name]!r}"
+            problems.append(f"{shown}: no such key {key!r}; allowed in [{section}]: {allowed}")
         else:
             value: Any = env[name]
             if _is_list(section, key):
@@ -263,18 +283,22 @@ def _is_list(section: str, key: str) -> bool:
     return isinstance(default, tuple)
 
 
-def _describe(item: Any) -> str:
-    where = [str(part) for part in item["loc"] if part not in ("dicom", "folder")]
+def _describe(item: Any, env: Mapping[str, str]) -> str:
+    """One line: the key (by its environment name where that set it), its value, what is allowed."""
+    kinds: dict[str, type[Section]] = {"dicom": DicomDestination, "folder": FolderDestination}
+    where = [str(part) for part in item["loc"] if part not in kinds]
     name = ".".join(where) or "configuration"
-    if item["type"] == "extra_forbidden":
-        if len(where) == 1:
-            return f"{name}: no such section; allowed: {_sections()}"
-        if where[0] != "destinations":
-            return f"{name}: no such key; allowed in [{where[0]}]: {_fields(where[0])}"
-        return f"{name}: no such key for this kind of destination"
-    message = item["msg"].removeprefix("Value error, ")
+    env_name = ENV_PREFIX + "__".join(where[:2]).upper()
+    name = env_name if env_name in env else name
     if item["type"] == "missing":
         return f"{name}: is required"
     given = item.get("input")
-    shown = f" = {given!r}" if isinstance(given, str | int | float | bool) else ""
-    return f"{name}{shown}: {message}"
+    shown = f"{name} = {given!r}" if isinstance(given, str | int | float | bool) else name
+    if item["type"] != "extra_forbidden":
+        return f"{shown}: {item['msg'].removeprefix('Value error, ')}"
+    if len(where) == 1:
+        return f"{shown}: no such section; allowed: {_sections()}"
+    if where[0] != "destinations":
+        return f"{shown}: no such key; allowed in [{where[0]}]: {_fields(where[0])}"
+    kind = next(part for part in item["loc"] if part in kinds)
+    return f"{shown}: no such key; allowed: {', '.join(kinds[kind].model_fields)}"

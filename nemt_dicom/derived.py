@@ -179,8 +179,8 @@ def pixel_spacing(source: Dataset) -> tuple[float, float] | None:
 
 
 def decimal(value: float) -> DSfloat:
-    """A DS value of 16 characters at most (PS3.5 6.2)."""
-    return DSfloat(value, auto_format=True)
+    """A DS value of 16 characters at most (PS3.5 6.2), true to 1 part in 10^10."""
+    return DSfloat(f"{value:.10g}")
 
 
 def equipment(explanation: Explanation) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def equipment(explanation: Explanation) -> dict[str, Any]:
     return {
         "manufacturer": MANUFACTURER,
         "manufacturer_model_name": MODEL_NAME,
-        "software_versions": (__version__, f"bundle {_bundle_version(explanation)}"),
+        "software_versions": [__version__, f"bundle {_bundle_version(explanation)}"],
         "device_serial_number": explanation.provenance.short_digest,
     }
 

@@ -25,12 +25,10 @@ def instance_name(sop_instance_uid: str) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """Type and place of an exception, without its text."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return type(error).__name__
-    last = frames[-1]
-    return f"{type(error).__name__} at {last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
+    """Type and place of an exception, innermost call first, without its text."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    places = [f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in reversed(frames)]
+    return f"{type(error).__name__} at {' < '.join(places)}" if places else type(error).__name__
 
 
 class LineFormatter(logging.Formatter):

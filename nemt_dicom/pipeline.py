@@ -3,10 +3,11 @@
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 
-import pydicom
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ImplicitVRLittleEndian
 
@@ -14,6 +15,7 @@ from nemt_dicom.config import InputSettings, OutputSettings
 from nemt_dicom.derived import Origin, Output
 from nemt_dicom.errors import Reason, Refused
 from nemt_dicom.explanation import Explanation
+from nemt_dicom.header import dataset_offset
 from nemt_dicom.radiograph import Radiograph
 from nemt_dicom.secondary_capture import build_secondary_capture
 from nemt_dicom.segmentation import build_fractional, build_segmentation
@@ -38,27 +40,22 @@ def read_source(path: Path, settings: InputSettings) -> Source:
     where the file cannot be read.
     """
     raw = path.read_bytes()
-    try:
-        dataset = pydicom.dcmread(path, force=True)
-    except (InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError) as error:
-        raise Refused(Reason.UNPARSABLE, f"not a DICOM file ({type(error).__name__})") from error
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
-        if not dataset.get(keyword):
-            raise Refused(Reason.MISSING_ATTRIBUTE, f"{keyword} is missing")
-    radiograph = Radiograph.from_dataset(dataset, settings)
+    with disable_value_validation():  # its warnings quote values, and so patients
+        try:
+            dataset = dcmread(BytesIO(raw), force=True)
+        except (InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+            kind = type(error).__name__
+            raise Refused(Reason.UNPARSABLE, f"not a DICOM file ({kind})") from error
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+            if not dataset.get(keyword):
+                raise Refused(Reason.MISSING_ATTRIBUTE, f"{keyword} is missing")
+        radiograph = Radiograph.from_dataset(dataset, settings)
     del dataset.PixelData
-    return Source(dataset=dataset, radiograph=radiograph, digest=dataset_digest(raw))
-
-
-def dataset_digest(raw: bytes) -> str:
-    """SHA-256 of a file's dataset, without preamble and file meta information (PS3.10 7.1)."""
-    start = 0
-    if raw[128:132] == b"DICM" and raw[132:136] == b"\x02\x00\x00\x00":
-        length = int.from_bytes(raw[140:144], "little")
-        start = 144 + length
-    return hashlib.sha256(memoryview(raw)[start:]).hexdigest()
+    start = dataset_offset(BytesIO(raw)) if dataset.preamble else 0
+    digest = hashlib.sha256(memoryview(raw)[start:]).hexdigest()
+    return Source(dataset=dataset, radiograph=radiograph, digest=digest)
 
 
 def build_outputs(
@@ -75,10 +72,11 @@ def build_outputs(
         settings=settings,
         received=received,
     )
-    outputs = [
-        build_segmentation(origin),
-        build_secondary_capture(origin, source.radiograph.pixels),
-    ]
-    if settings.seg_fractional:
-        outputs.append(build_fractional(origin))
+    with disable_value_validation():
+        outputs = [
+            build_segmentation(origin),
+            build_secondary_capture(origin, source.radiograph.pixels),
+        ]
+        if settings.seg_fractional:
+            outputs.append(build_fractional(origin))
     return tuple(outputs)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset
 from pydicom.encaps import generate_frames
-from pydicom.pixels.processing import apply_modality_lut, apply_voi
 from pydicom.pixels.utils import pixel_array as pydicom_pixel_array
 from pydicom.uid import (
     JPEG2000,
@@ -58,6 +57,12 @@ CODECS: dict[str, Callable[[bytes], NDArray[Any]]] = {
 """imagecodecs decodes 2 to 4 times faster than pydicom's default plugins, 12-bit JPEG included."""
 
 
+LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000})
+
+_UNUSABLE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+"""What a value of the wrong kind or number raises, in pydicom or here."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Radiograph:
     """One frontal radiograph, ready for preprocessing and for display, in the source's frame.
@@ -83,12 +88,16 @@ class Radiograph:
         """
         try:
             admit(dataset, settings)
-        except (TypeError, ValueError, AttributeError) as error:
+            return cls._from_admitted(dataset)
+        except _UNUSABLE as error:
             # pydicom converts an attribute's value when it is first looked at
             raise Refused(
                 Reason.INVALID_ATTRIBUTE,
                 f"an attribute has no usable value ({type(error).__name__})",
             ) from error
+
+    @classmethod
+    def _from_admitted(cls, dataset: Dataset) -> "Radiograph":
         stored = decode(dataset)
         padding = _padding(dataset)
         low, high = int(stored.min()), int(stored.max())
@@ -135,14 +144,23 @@ class Radiograph:
 def decode(dataset: Dataset) -> NDArray[np.int32]:
     """The stored values of a single-frame greyscale image: (rows, columns) int32, sign applied.
 
-    Bits outside BitsStored are cleared (PS3.5 8.1.1). Raises `Refused`.
+    Bits outside BitsStored are cleared (PS3.5 8.1.1). A lossy codec of more bits than are stored
+    may overshoot their range; such values are clipped, for clearing bits would turn white to black.
+    Raises `Refused`.
     """
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     if syntax not in NATIVE and syntax not in CODECS:
         raise Refused(Reason.TRANSFER_SYNTAX, f"{syntax.name} is not supported")
     try:
         if syntax in NATIVE:
-            raw = pydicom_pixel_array(dataset, raw=True)
+            # pydicom insists on these two, though without them there is but one reading
+            raw = pydicom_pixel_array(
+                dataset,
+                raw=True,
+                correct_unused_bits=False,
+                samples_per_pixel=1,
+                pixel_representation=0,
+            )
         else:
             frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
             raw = CODECS[syntax](frame)
@@ -158,6 +176,10 @@ def decode(dataset: Dataset) -> NDArray[np.int32]:
     stored: NDArray[np.int32] = raw.astype(np.int32)
     if shift:
         stored >>= shift
+    if syntax in LOSSY:
+        half = 1 << (bits - 1)
+        negative = np.issubdtype(raw.dtype, np.signedinteger)
+        np.clip(stored, *((-half, half - 1) if negative else (0, 2 * half - 1)), out=stored)
     stored &= (1 << bits) - 1
     if int(dataset.get("PixelRepresentation", 0)) == 1:
         sign = 1 << (bits - 1)
@@ -222,9 +244,9 @@ def _display_curve(
 
 def _modality(dataset: Dataset, values: NDArray[np.int64]) -> NDArray[np.float64]:
     if dataset.get("ModalityLUTSequence"):
-        return np.asarray(apply_modality_lut(values, dataset), np.float64)
+        return _look_up(dataset.ModalityLUTSequence[0], values)[0]
     slope = _number(dataset, "RescaleSlope", 1.0)
-    return values * slope + _number(dataset, "RescaleIntercept", 0.0)
+    return np.asarray(values * slope + _number(dataset, "RescaleIntercept", 0.0), np.float64)
 
 
 def _voi(dataset: Dataset, rescaled: NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -232,9 +254,8 @@ def _voi(dataset: Dataset, rescaled: NDArray[np.float64]) -> NDArray[np.float64]
     if dataset.get("VOILUTSequence"):
         if not np.isfinite(rescaled).all():
             return rescaled
-        item = dataset.VOILUTSequence[0]
-        shown = apply_voi(np.rint(rescaled).astype(np.int64), dataset, index=0)
-        return np.asarray(shown, np.float64) / float((1 << int(item.LUTDescriptor[2])) - 1)
+        entries, full = _look_up(dataset.VOILUTSequence[0], np.rint(rescaled))
+        return entries / full
     if dataset.get("WindowCenter") in (None, "") or dataset.get("WindowWidth") in (None, ""):
         return None
     center, width = _number(dataset, "WindowCenter", 0.0), _number(dataset, "WindowWidth", 0.0)
@@ -242,6 +263,29 @@ def _voi(dataset: Dataset, rescaled: NDArray[np.float64]) -> NDArray[np.float64]
     if width <= 0 or (function == "LINEAR" and width < 1):
         return None  # PS3.3 C.11.2.1.2 forbids it; scanners write 0 for "none"
     return window(rescaled, center, width, function)
+
+
+def _look_up(item: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
+    """The table's entries for whole-numbered `values`, and what its largest entry can be.
+
+    Number of entries, first value mapped, bits an entry: PS3.3 C.11.1.1 and C.11.2.1.1. Values
+    beside the table get its first or its last entry.
+    """
+    count, first, bits = (int(number) for number in item.LUTDescriptor)
+    count = count % 65536 or 65536
+    # US or SS: a table that no value reaches was read with the wrong sign.
+    for start in (first, first - 65536, first + 65536):
+        if start <= values.max() and start + count > values.min():
+            first = start
+            break
+    data = item.LUTData
+    words = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.atleast_1d(data)
+    words = words.astype(np.int64) & 0xFFFF
+    if bits <= 8 and words.size < count:  # two entries a word
+        words = words.astype("<u2").view(np.uint8).astype(np.int64)
+    entries = words[:count].astype(np.float64)
+    index = np.clip(values - first, 0, entries.size - 1).astype(np.int64)
+    return entries[index], max(float((1 << bits) - 1), float(entries.max()))
 
 
 def window(

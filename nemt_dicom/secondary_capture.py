@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from highdicom.sc import SCImage
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
-from pydicom import Dataset
-from pydicom.encaps import encapsulate
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from pydicom import Dataset, dcmread
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 
@@ -119,11 +119,8 @@ def render(
 def _draw_segment(picture: Image.Image, soft: Image.Image) -> Image.Image:
     """Tints the segment and draws its contour with a dark halo, so that it shows on white too."""
     inside = soft.point(lambda v: 255 if v >= 128 else 0)
-    line = ImageChops.difference(
-        inside.filter(ImageFilter.MaxFilter(3)), inside.filter(ImageFilter.MinFilter(3))
-    )
-    halo = line.filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.GaussianBlur(1.2))
-    line = line.filter(ImageFilter.GaussianBlur(0.6))
+    line = _edge(inside, 1).filter(ImageFilter.BoxBlur(0.5))
+    halo = _edge(inside, 3).filter(ImageFilter.BoxBlur(1))
     for layer, colour, opacity in (
         (inside, COLOUR, TINT),
         (halo, (0, 0, 0), HALO),
@@ -132,6 +129,11 @@ def _draw_segment(picture: Image.Image, soft: Image.Image) -> Image.Image:
         strength = layer.point(lambda v, opacity=opacity: round(v * opacity))
         picture = Image.composite(Image.new("RGB", picture.size, colour), picture, strength)
     return picture
+
+
+def _edge(inside: Image.Image, radius: int) -> Image.Image:
+    """255 within `radius` pixels of the segment's border, else 0."""
+    return inside.filter(ImageFilter.BoxBlur(radius)).point(lambda v: 255 if 5 < v < 250 else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,3 +207,10 @@ def _fitting_font(texts: list[str], width: int, size: int) -> ImageFont.FreeType
         if size <= 9 or max(font.getlength(text) for text in texts) <= width:
             return font
         size -= 1
+
+
+def picture(data: bytes) -> Image.Image:
+    """The picture inside a Secondary Capture of ours, RGB."""
+    dataset = dcmread(BytesIO(data))
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    return Image.open(BytesIO(frame)).convert("RGB")

@@ -24,6 +24,7 @@ LUNG = CodedConcept("39607008", "SCT", "Lung")
 DISPLAY_COLOUR = CIELabColor(78, -32, -20)
 """The overlay's sky blue, CIELab D50."""
 
+NOT_FOR_HIGHDICOM = {"PatientName", "FrameOfReferenceUID"}
 IDENTITY_ORIENTATION = [1, 0, 0, 0, 1, 0]
 
 
@@ -61,12 +62,9 @@ def _build(
     explanation = origin.explanation
     target = explanation.provenance.target
     clean = derived.reference(origin.source)
-    without_frame = Dataset()
-    without_frame.update(clean)
-    if "FrameOfReferenceUID" in without_frame:  # highdicom would ask for a position in it
-        del without_frame.FrameOfReferenceUID
+    template = _template(clean)
     dataset = Segmentation(
-        source_images=[without_frame],
+        source_images=[template],
         pixel_array=pixels,
         segmentation_type=segmentation_type,
         segment_descriptions=[_segment(origin, kind)],
@@ -85,6 +83,16 @@ def _build(
     _set_dimension_organization(dataset, origin.uid(kind, "dimension"))
     _set_plane_geometry(dataset, origin)
     return dataset
+
+
+def _template(clean: Dataset) -> Dataset:
+    """What highdicom builds from. It warns of some patients' names, in full, so it gets none; and
+    for a frame of reference it would ask a position in it. `derived.finish` writes both.
+    """
+    template = Dataset()
+    template.update({e.tag: e for e in clean if e.keyword not in NOT_FOR_HIGHDICOM})
+    template.PatientName = ""
+    return template
 
 
 def _segment(origin: Origin, kind: str) -> SegmentDescription:

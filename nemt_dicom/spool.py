@@ -40,9 +40,9 @@ class Fs:
         finally:
             os.close(handle)
 
-    def mkdir(self, path: Path) -> None:
-        """Makes a folder that only the owner can enter. It may exist."""
-        path.mkdir(mode=0o700, exist_ok=True)
+    def mkdir(self, path: Path, mode: int = 0o700) -> None:
+        """Makes a folder, which by default only the owner can enter. It may exist."""
+        path.mkdir(mode=mode, exist_ok=True)
 
     def rename(self, source: Path, target: Path) -> None:
         """Renames a file; an existing `target` is replaced in one step."""
@@ -200,11 +200,9 @@ class StateLock:
             os.close(handle)
 
 
-def hold_as_child(state_dir: Path) -> int:
-    """Marks this process as a child of the service; returns a file handle to keep until the end."""
-    handle = _open_lock(state_dir / "lock.children")
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    return handle
+def hold_as_child(state_dir: Path) -> None:
+    """Marks this process as a child of the service, until it ends."""
+    fcntl.flock(_open_lock(state_dir / "lock.children"), fcntl.LOCK_SH)
 
 
 def _open_lock(path: Path) -> int:

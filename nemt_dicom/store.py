@@ -76,28 +76,30 @@ class Store:
                 self._db.execute(queries.COUNT_DUPLICATE, (known[0][0],))
                 return Receipt.DUPLICATE
             receipt = Receipt.CONFLICT if self._db.rows(queries.RIVAL, key) else Receipt.QUEUED
-            reason = CONFLICT_REASON if receipt is Receipt.CONFLICT else None
             self._add(
                 arrival,
-                blob=arrival.blob,
                 state=InstanceState(receipt),
-                reason=reason,
                 received=arrival.received,
+                blob=arrival.blob,
+                reason=CONFLICT_REASON if receipt is Receipt.CONFLICT else None,
             )
         return receipt
 
     def refuse_arrival(self, rejection: Rejection) -> None:
         """Records an instance refused on the wire. One that was acknowledged before stays."""
+        key = (rejection.sop_instance_uid, rejection.content_digest)
         with self._db.change():
-            known = self._db.rows(
-                queries.KNOWN, (rejection.sop_instance_uid, rejection.content_digest)
-            )
+            known = self._db.rows(queries.KNOWN, key)
             if known:
                 self._db.execute(queries.COUNT_DUPLICATE, (known[0][0],))
             else:
-                reason, detail = rejection.reason, rejection.detail
-                now = datetime.now(UTC)
-                self._add(rejection, None, InstanceState.REFUSED, reason, detail, now)
+                self._add(
+                    rejection,
+                    state=InstanceState.REFUSED,
+                    received=datetime.now(UTC),
+                    reason=rejection.reason,
+                    detail=rejection.detail,
+                )
 
     def _add(
         self,
@@ -237,7 +239,7 @@ class Store:
             for sop_class, syntax in self._db.rows(queries.PENDING_SYNTAXES, (destination,))
         ]
 
-    def sent(self, parcel: Parcel, *, status: str, detail: str | None = None) -> None:
+    def sent(self, parcel: Parcel, *, status: str | None, detail: str | None = None) -> None:
         """Ends a delivery: the destination has the output."""
         self._mark(parcel, DeliveryState.SENT, status=status, detail=detail)
 

@@ -1,0 +1,360 @@
+"""`nemt-dicom`: the command line. The only file that prints, parses options or sets exit codes."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from nemt_dicom import __version__
+from nemt_dicom.config import Settings, load_settings
+from nemt_dicom.errors import ConfigError, NemtError, Refused, StateInUse
+
+EXIT_OK, EXIT_FAILED, EXIT_TEMPORARY, EXIT_CONFIG = 0, 1, 75, 78
+"""0 and 1, EX_TEMPFAIL and EX_CONFIG of sysexits.h; argparse exits with 2 on wrong usage."""
+
+NOTICE = "For research. Not a medical device, not for diagnosis."
+
+EPILOG = """\
+start here:
+  nemt-dicom demo                          one radiograph through the real service
+  nemt-dicom explain chest.dcm --out out   no network: file in, SEG and SC out
+  nemt-dicom serve                         listen on 127.0.0.1:11112 as NEMT
+  nemt-dicom serve --config nemt-dicom.toml
+  nemt-dicom jobs list                     what was received and what became of it
+
+exit codes: 0 done, 1 failed, 2 wrong usage, 75 the state folder is in use, 78 configuration
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = _parser().parse_args(argv)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        code: int = options.run(options)
+    except ConfigError as error:
+        errors.print(f"[red]configuration:[/red] {escape(str(error))}")
+        return EXIT_CONFIG
+    except StateInUse as error:
+        errors.print(f"[red]in use:[/red] {escape(str(error))}")
+        return EXIT_TEMPORARY
+    except NemtError as error:
+        errors.print(f"[red]failed:[/red] {escape(str(error))}")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nemt-dicom",
+        description=f"Explains chest radiographs beside a PACS. {NOTICE}",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"nemt-dicom {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="receive, explain, send back")
+    _add_config(serve)
+    serve.add_argument("--port", type=int, metavar="N", help="listen on this port")
+    serve.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle")
+    serve.set_defaults(run=_serve)
+
+    demo = commands.add_parser(
+        "demo", help="send a radiograph through the real service on this machine"
+    )
+    demo.add_argument(
+        "files", nargs="*", type=Path, metavar="DICOM_FILE", help="default: a public radiograph"
+    )
+    demo.add_argument("--out", type=Path, default=Path("nemt-demo"), metavar="DIR")
+    demo.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle")
+    demo.set_defaults(run=_demo)
+
+    explain = commands.add_parser("explain", help="explain files without a network")
+    explain.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    explain.add_argument("--out", type=Path, required=True, metavar="DIR")
+    explain.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle")
+    explain.add_argument("--config", type=Path, metavar="FILE", help="nemt-dicom.toml")
+    explain.set_defaults(run=_explain)
+
+    jobs = commands.add_parser("jobs", help="what was received and what became of it")
+    kinds = jobs.add_subparsers(required=True, metavar="list|show")
+    listing = kinds.add_parser("list", help="one line an instance, newest first")
+    _add_config(listing)
+    listing.add_argument("--json", action="store_true", help="an array for programs")
+    listing.set_defaults(run=_jobs_list)
+    show = kinds.add_parser("show", help="one instance: evidence, outputs, deliveries")
+    show.add_argument("sop_instance_uid", metavar="SOP_INSTANCE_UID")
+    _add_config(show)
+    show.add_argument("--json", action="store_true", help="an object for programs")
+    show.set_defaults(run=_jobs_show)
+
+    check = commands.add_parser("check-config", help="validate a configuration file")
+    check.add_argument("file", type=Path, metavar="FILE")
+    check.set_defaults(run=_check_config)
+
+    bundle = commands.add_parser("bundle", help="look at a model bundle")
+    actions = bundle.add_subparsers(required=True, metavar="show|verify")
+    for name, run, text in (
+        ("show", _bundle_show, "thresholds, metrics and model card"),
+        ("verify", _bundle_verify, "check every digest and replay the golden image"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument(
+            "folder", nargs="?", type=Path, metavar="DIR", help="default: the bundle that ships"
+        )
+        action.set_defaults(run=run)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="nemt-dicom.toml")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="state folder")
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    overrides: dict[str, dict[str, Any]] = {}
+    for section, key, name in (
+        ("state", "dir", "state"),
+        ("listener", "port", "port"),
+        ("explanation", "bundle", "bundle"),
+    ):
+        value = getattr(options, name, None)
+        if value is not None:
+            overrides[section] = {key: value}
+    return load_settings(getattr(options, "config", None), overrides=overrides)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from nemt_dicom.serve import serve  # noqa: PLC0415  torch loads only where it is needed
+
+    return serve(_settings(options))
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from nemt_dicom.demo import run_demo  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    console.print(f"NEMt DICOM {__version__}. {NOTICE}")
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def report(text: str, done: int, total: int) -> None:
+            progress.update(task, description=text, completed=done, total=total)
+
+        results = run_demo(options.files, options.out, options.bundle, report)
+    console.print("explain_below_threshold is on: the mask is drawn even where p is low.")
+    for result in results:
+        console.print(_demo_table(result))
+    return EXIT_OK
+
+
+def _demo_table(result: Any) -> Table:
+    table = Table(title=result.name, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for label, value in result.rows():
+        table.add_row(label, value)
+    return table
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from nemt_dicom.bundle import Bundle  # noqa: PLC0415
+    from nemt_dicom.explainer import Explainer  # noqa: PLC0415
+    from nemt_dicom.pipeline import build_outputs, read_source  # noqa: PLC0415
+    from nemt_dicom.secondary_capture import picture  # noqa: PLC0415
+
+    settings = _settings(options)
+    explainer = Explainer(Bundle.load(settings.explanation.bundle), settings.explanation)
+    options.out.mkdir(parents=True, exist_ok=True)
+    console = Console(highlight=False)
+    table = Table("file", "verdict", "p", "occluded", "kept", "written")
+    failed = 0
+    names = _distinct_names(options.files)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        for file, name in progress.track(
+            list(zip(options.files, names, strict=True)), description="explaining"
+        ):
+            try:
+                source = read_source(file, settings.input)
+            except (Refused, OSError) as error:
+                failed += 1
+                text = str(error) if isinstance(error, Refused) else error.strerror or "unreadable"
+                table.add_row(escape(file.name), f"[yellow]{escape(text)}[/yellow]")
+                continue
+            (explanation,) = explainer.explain([source.radiograph])
+            outputs = build_outputs(
+                source, explanation, settings=settings.output, received=datetime.now(UTC)
+            )
+            for output in outputs:
+                (options.out / f"{name}.{output.kind}.dcm").write_bytes(output.data)
+                if output.kind == "sc":
+                    picture(output.data).save(options.out / f"{name}.png")
+            e = explanation.evidence
+            figures = [f"{v:.3f}" for v in (e.probability, e.occluded, e.kept)]
+            written = f"{name}.{{{','.join(o.kind for o in outputs)}}}.dcm, {name}.png"
+            table.add_row(escape(file.name), explanation.verdict.value, *figures, escape(written))
+    console.print(table)
+    console.print(NOTICE)
+    return EXIT_FAILED if failed else EXIT_OK
+
+
+def _distinct_names(files: Sequence[Path]) -> list[str]:
+    """Stems for the outputs, numbered where two inputs share one."""
+    names: list[str] = []
+    for file in files:
+        name, number = file.stem, 2
+        while name in names:
+            name, number = f"{file.stem}-{number}", number + 1
+        names.append(name)
+    return names
+
+
+def _jobs_list(options: argparse.Namespace) -> int:
+    instances = _read_store(options)
+    if options.json:
+        print(json.dumps([_as_json(instance) for instance in instances], indent=2))
+        return EXIT_OK
+    table = Table("received (UTC)", "SOP Instance UID", "state", "reason", "p", "delivered")
+    for instance in instances:
+        probability = (instance.summary or {}).get("probability")
+        sent = sum(delivery.state == "sent" for delivery in instance.deliveries)
+        table.add_row(
+            f"{instance.received:%Y-%m-%d %H:%M:%S}",
+            instance.sop_instance_uid,
+            instance.state.value,
+            instance.reason or "",
+            "" if probability is None else f"{probability:.3f}",
+            f"{sent}/{len(instance.deliveries)}" if instance.deliveries else "",
+        )
+    Console(highlight=False).print(table)
+    return EXIT_OK
+
+
+def _jobs_show(options: argparse.Namespace) -> int:
+    found = [i for i in _read_store(options) if i.sop_instance_uid == options.sop_instance_uid]
+    if not found:
+        raise NemtError(f"no instance {options.sop_instance_uid} in this state folder")
+    if options.json:
+        print(json.dumps([_as_json(instance) for instance in found], indent=2))
+        return EXIT_OK
+    console = Console(highlight=False)
+    for instance in found:
+        table = Table(show_header=False)
+        for key, value in _as_json(instance).items():
+            if key not in {"deliveries", "evidence"} and value is not None:
+                table.add_row(key, str(value))
+        for key, value in (instance.summary or {}).items():
+            table.add_row(key, str(value))
+        console.print(table)
+        deliveries = Table("destination", "object", "UID", "state", "attempts", "last answer")
+        for d in instance.deliveries:
+            answer = " ".join(text for text in (d.status, d.detail) if text)
+            deliveries.add_row(
+                d.destination, d.kind, d.output_uid, d.state.value, str(d.attempts), answer
+            )
+        if instance.deliveries:
+            console.print(deliveries)
+    return EXIT_OK
+
+
+def _read_store(options: argparse.Namespace) -> list[Any]:
+    from nemt_dicom.store import Store  # noqa: PLC0415
+
+    store = Store(_settings(options).state.dir, read_only=True)
+    try:
+        return store.instances()
+    finally:
+        store.close()
+
+
+def _as_json(instance: Any) -> dict[str, Any]:
+    return {
+        "sop_instance_uid": instance.sop_instance_uid,
+        "sop_class_uid": instance.sop_class_uid,
+        "state": instance.state.value,
+        "reason": instance.reason,
+        "detail": instance.detail,
+        "received": instance.received.isoformat(),
+        "updated": instance.updated.isoformat(),
+        "duplicates": instance.duplicates,
+        "attempts": instance.attempts,
+        "evidence": instance.summary,
+        "deliveries": [
+            {
+                "destination": d.destination,
+                "sop_instance_uid": d.output_uid,
+                "kind": d.kind,
+                "state": d.state.value,
+                "attempts": d.attempts,
+                "status": d.status,
+                "detail": d.detail,
+            }
+            for d in instance.deliveries
+        ],
+    }
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    settings = load_settings(options.file)
+    console = Console(highlight=False)
+    console.print(f"{escape(str(options.file))}: valid")
+    console.print_json(json.dumps(settings.model_dump(mode="json")))
+    return EXIT_OK
+
+
+def _bundle_show(options: argparse.Namespace) -> int:
+    from nemt_dicom.bundle import Bundle  # noqa: PLC0415
+
+    bundle = Bundle.load(options.folder)
+    m = bundle.manifest
+    console = Console(highlight=False)
+    table = Table(title=f"{m.name} {m.version}", title_justify="left", show_header=False)
+    for key, value in (
+        ("target", m.target),
+        ("decision_threshold", f"{m.decision_threshold:.4f}  acts on the probability p"),
+        ("mask_threshold", f"{m.mask_threshold:.4f}  makes the mask a segment"),
+        ("evidence_margin", f"{m.evidence_margin:.4f}  p must fall by more"),
+        ("fill", m.fill),
+        ("backbone", bundle.architecture.backbone),
+        ("digest", bundle.digest),
+        ("folder", str(bundle.folder)),
+    ):
+        table.add_row(key, escape(value))
+    console.print(table)
+    console.print(Markdown((bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8")))
+    return EXIT_OK
+
+
+def _bundle_verify(options: argparse.Namespace) -> int:
+    from nemt_dicom.bundle import Bundle  # noqa: PLC0415
+    from nemt_dicom.config import ExplanationSettings  # noqa: PLC0415
+    from nemt_dicom.explainer import Explainer  # noqa: PLC0415
+
+    bundle = Bundle.load(options.folder)
+    explainer = Explainer(bundle, ExplanationSettings())
+    print(f"{bundle.folder}: every digest is right, the golden image gives the recorded answer")
+    print(f"bundle {bundle.digest}, device {explainer.device_name}")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

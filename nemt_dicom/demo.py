@@ -1,0 +1,274 @@
+"""`nemt-dicom demo`: the real service beside a small PACS of its own, all on this machine.
+
+Three parties on free loopback ports: the service as `nemt-dicom serve` runs it, a storage SCP in
+this process as the PACS that it sends to, and a storage SCU that sends the radiographs.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
+from pydicom.data import get_testdata_file
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import Verification
+
+from nemt_dicom.errors import NemtError
+from nemt_dicom.records import Instance, InstanceState
+from nemt_dicom.secondary_capture import picture
+from nemt_dicom.store import Store
+
+DEMO_FILE = "RG1_UNCR.dcm"
+"""A real chest radiograph of the PyPI package pydicom-data: 1955 x 1841, 15 bit, MONOCHROME1."""
+
+Report = Callable[[str, int, int], None]
+"""Called with what is going on, steps done and steps in all."""
+
+ENDED = {InstanceState.DEAD, InstanceState.REFUSED, InstanceState.CONFLICT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What came of one file. seconds: from the start of the C-STORE to the last arrival."""
+
+    name: str
+    instance: Instance
+    files: tuple[Path, ...]
+    send_seconds: float
+    seconds: float
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Labels and values for a table."""
+        summary = self.instance.summary
+        if summary is None:
+            yield "state", f"{self.instance.state.value}: {self.instance.reason}"
+            return
+        yield "verdict", str(summary["verdict"])
+        threshold = float(summary["decision_threshold"])
+        p = float(summary["probability"])
+        side = "below" if p < threshold else "at or above"
+        yield "probability", f"{p:.3f}, {side} the decision threshold {threshold:.3f}"
+        yield "segment occluded", f"{summary['probability_occluded']:.3f}"
+        yield "only the segment", f"{summary['probability_kept']:.3f}"
+        margin = f"the evidence margin is {summary['evidence_margin']:.3f}"
+        yield "evidence", f"p falls by {summary['fall']:.3f}; {margin}"
+        yield "time: C-STORE", f"{1000 * self.send_seconds:.0f} ms"
+        for key, value in summary.items():
+            if key.endswith("_ms"):
+                yield f"time: {key.removesuffix('_ms').replace('_', ' ')}", f"{value:.0f} ms"
+        yield "time: sent to all back", f"{1000 * self.seconds:.0f} ms"
+        for file in self.files:
+            yield file.suffixes[0][1:], str(file)
+
+
+class Pacs:
+    """A storage SCP that keeps what it receives in memory."""
+
+    def __init__(self) -> None:
+        self._arrived = threading.Condition()
+        self._objects: dict[str, list[bytes]] = {}
+        ae = AE(ae_title="DEMOPACS")
+        for sop_class in (SegmentationStorage, SecondaryCaptureImageStorage):
+            ae.add_supported_context(
+                sop_class, [ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGLSLossless]
+            )
+        self._server: Any = ae.start_server(
+            ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._on_store)]
+        )
+        self.port: int = self._server.server_address[1]
+
+    def _on_store(self, event: evt.Event) -> int:
+        data = event.encoded_dataset()
+        source = dcmread(BytesIO(data), stop_before_pixels=True).SourceImageSequence[0]
+        with self._arrived:
+            self._objects.setdefault(str(source.ReferencedSOPInstanceUID), []).append(data)
+            self._arrived.notify_all()
+        return 0x0000
+
+    def objects(self, source_uid: str, count: int, patience: float) -> list[bytes]:
+        """What was derived from one image; returns early when `count` objects have arrived."""
+        with self._arrived:
+            self._arrived.wait_for(
+                lambda: len(self._objects.get(source_uid, [])) >= count, patience
+            )
+            return list(self._objects.get(source_uid, []))
+
+    def stop(self) -> None:
+        """Closes the port."""
+        self._server.shutdown()
+
+
+def run_demo(
+    files: Sequence[Path], out: Path, bundle: Path | None, report: Report
+) -> list[DemoResult]:
+    """Sends each file to a service of its own and writes what comes back to `out`.
+
+    Raises `NemtError` where the service does not start, a file cannot be sent or no answer comes.
+    """
+    chosen = list(files) or [demo_file()]
+    datasets = [_read(file) for file in chosen]
+    total = 1 + 2 * len(chosen)
+    report("starting the service", 0, total)
+    out.mkdir(parents=True, exist_ok=True)
+    pacs = Pacs()
+    results = []
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="nemt-demo-") as folder,
+            _service(Path(folder), pacs.port, bundle) as port,
+        ):
+            for number, (file, dataset) in enumerate(zip(chosen, datasets, strict=True)):
+                report(f"sending {file.name}", 1 + 2 * number, total)
+                started = time.monotonic()
+                _send(dataset, port)
+                sent = time.monotonic()
+                report(f"explaining {file.name}", 2 + 2 * number, total)
+                instance, objects = _await(str(dataset.SOPInstanceUID), pacs, Path(folder))
+                finished = time.monotonic()
+                results.append(
+                    DemoResult(
+                        name=file.name,
+                        instance=instance,
+                        files=tuple(_write(objects, out, file.stem)),
+                        send_seconds=sent - started,
+                        seconds=finished - started,
+                    )
+                )
+            report("stopping the service", total, total)
+    finally:
+        pacs.stop()
+    return results
+
+
+def demo_file() -> Path:
+    """The radiograph that comes with the package pydicom-data."""
+    found = get_testdata_file(DEMO_FILE, download=False)
+    if found is None:
+        raise NemtError(f"{DEMO_FILE} is missing: install the package pydicom-data, or name a file")
+    return Path(str(found))
+
+
+def _read(file: Path) -> Dataset:
+    try:
+        with disable_value_validation():
+            dataset = dcmread(file, force=True)
+    except OSError as error:
+        raise NemtError(f"{file}: {error.strerror}") from error
+    if "SOPInstanceUID" not in dataset or "SOPClassUID" not in dataset:
+        raise NemtError(f"{file}: not a DICOM image")
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    return dataset
+
+
+@contextmanager
+def _service(folder: Path, pacs_port: int, bundle: Path | None) -> Iterator[int]:
+    """`nemt-dicom serve` as a process of its own; gives its port once it answers C-ECHO."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    destination = {
+        "kind": "dicom",
+        "name": "pacs",
+        "host": "127.0.0.1",
+        "port": pacs_port,
+        "ae_title": "DEMOPACS",
+    }
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("NEMT_")}
+    environment |= {
+        "NEMT_STATE__DIR": str(folder),
+        "NEMT_LISTENER__PORT": str(port),
+        "NEMT_LISTENER__MIN_FREE_MB": "0",
+        "NEMT_EXPLANATION__EXPLAIN_BELOW_THRESHOLD": "true",
+        "NEMT_DESTINATIONS": json.dumps([destination]),
+    }
+    if bundle is not None:
+        environment["NEMT_EXPLANATION__BUNDLE"] = str(bundle.resolve())
+    log = folder / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nemt_dicom.cli", "serve"], env=environment, stderr=output
+        )
+    try:
+        while not _answers(port):
+            if process.poll() is not None:
+                lines = log.read_text(encoding="utf-8", errors="replace").strip()
+                raise NemtError(f"the service ended with {process.returncode}:\n{lines}")
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _answers(port: int) -> bool:
+    ae = AE(ae_title="DEMO")
+    ae.add_requested_context(Verification)
+    association = ae.associate("127.0.0.1", port, ae_title="NEMT")
+    if not association.is_established:
+        return False
+    status = association.send_c_echo()
+    association.release()
+    return bool(status and status.Status == 0x0000)
+
+
+def _send(dataset: Dataset, port: int) -> None:
+    ae = AE(ae_title="DEMO")
+    ae.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
+    association = ae.associate("127.0.0.1", port, ae_title="NEMT")
+    if not association.is_established or not association.accepted_contexts:
+        raise NemtError("the service does not take this kind of object or transfer syntax")
+    status = association.send_c_store(dataset)
+    association.release()
+    if not status or status.Status != 0x0000:
+        code = f"0x{status.Status:04X}" if status else "no answer"
+        raise NemtError(f"C-STORE failed ({code}): {status.get('ErrorComment', '')}")
+
+
+def _await(sop_instance_uid: str, pacs: Pacs, state: Path) -> tuple[Instance, list[bytes]]:
+    """Waits until both objects are at the PACS, or the job has ended without them."""
+    while True:
+        objects = pacs.objects(sop_instance_uid, 2, patience=0.2)
+        store = Store(state, read_only=True)
+        try:
+            instance = next(i for i in store.instances() if i.sop_instance_uid == sop_instance_uid)
+        finally:
+            store.close()
+        if len(objects) >= 2 or instance.state in ENDED:
+            return instance, objects
+
+
+def _write(objects: Sequence[bytes], out: Path, stem: str) -> Iterator[Path]:
+    for data in objects:
+        is_sc = dcmread(BytesIO(data), stop_before_pixels=True).Modality == "OT"
+        path = out / f"{stem}.{'sc' if is_sc else 'seg'}.dcm"
+        path.write_bytes(data)
+        yield path
+        if is_sc:
+            preview = out / f"{stem}.png"
+            picture(data).save(preview)
+            yield preview

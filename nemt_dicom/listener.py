@@ -1,0 +1,271 @@
+"""The receiving process: associations, C-ECHO, C-STORE. Neither torch nor a pixel decoder.
+
+An instance is acknowledged only when its bytes are in the spool and its row in the database, both
+on the disk. PS3.4 annex B (Storage Service Class), PS3.7 section 9.1.1 (C-STORE).
+"""
+
+import logging
+import os
+import socket
+import socketserver
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pydicom.config
+from pydicom import Dataset
+from pydicom.uid import (
+    JPEG2000,
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
+from pynetdicom import AE, _config, evt
+from pynetdicom.sop_class import Verification
+from pynetdicom.transport import ThreadedAssociationServer
+
+from nemt_dicom.child import Life
+from nemt_dicom.config import ListenerSettings, Settings
+from nemt_dicom.errors import Reason, Refused, StateError
+from nemt_dicom.log import describe_error, instance_name
+from nemt_dicom.receiver import Receiver
+from nemt_dicom.records import Receipt
+from nemt_dicom.spool import Spool
+from nemt_dicom.store import Store
+
+LOGGER = logging.getLogger(__name__)
+
+STORAGE_SOP_CLASSES = (
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    SecondaryCaptureImageStorage,
+)
+"""Received and acknowledged. Which of their instances are explained is decided later."""
+
+TRANSFER_SYNTAXES = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEG2000Lossless,
+    JPEG2000,
+    RLELossless,
+)
+"""Offered for each storage SOP class. Not deflated and not big-endian."""
+
+VERIFICATION_TRANSFER_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+
+# C-STORE status codes: PS3.4 table B.2-1, PS3.7 section 9.1.1.1.9.
+SUCCESS = 0x0000
+OUT_OF_RESOURCES = 0xA700
+PROCESSING_FAILURE = 0xA701
+DOES_NOT_MATCH = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+
+REFUSAL_STATUS = {
+    Reason.INVALID_UID: DOES_NOT_MATCH,
+    Reason.UID_MISMATCH: DOES_NOT_MATCH,
+    Reason.MISSING_ATTRIBUTE: DOES_NOT_MATCH,
+    Reason.NO_PIXEL_DATA: DOES_NOT_MATCH,
+    Reason.UNPARSABLE: CANNOT_UNDERSTAND,
+    Reason.INVALID_SIZE: CANNOT_UNDERSTAND,
+    Reason.TOO_LARGE: CANNOT_UNDERSTAND,
+}
+"""How each reason that the bounded look at the header can give is answered on the wire."""
+
+STOP_PATIENCE = 5.0  # seconds for C-STORE operations under way to end
+
+
+class _Server(ThreadedAssociationServer):  # type: ignore[misc]
+    """Answers small messages at once, and lets senders queue for a connection."""
+
+    request_queue_size = 128
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection, address
+
+    def stop_accepting(self) -> None:
+        socketserver.TCPServer.shutdown(self)
+        self.server_close()
+
+
+class Listener:
+    """The storage SCP. `start` binds the port, `stop` ends what is under way and closes it."""
+
+    def __init__(self, settings: Settings, receiver: Receiver) -> None:
+        self._settings = settings.listener
+        self._receiver = receiver
+        self._under_way = 0
+        self._counting = threading.Lock()
+        self._ae = _application_entity(self._settings)
+        self._server: _Server | None = None
+
+    def start(self) -> None:
+        """Raises `StateError` where the address cannot be bound."""
+        handlers = [
+            (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_REJECTED, _on_rejected),
+            (evt.EVT_DATA_RECV, self._on_data),
+            (evt.EVT_CONN_CLOSE, _on_close),
+        ]
+        address = (self._settings.host, self._settings.port)
+        try:
+            server = self._ae.make_server(address, server_class=_Server, evt_handlers=handlers)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise StateError(
+                f"cannot listen on {address[0]} port {address[1]}: {reason}; choose another port "
+                "or stop the program that uses it"
+            ) from error
+        self._server = server
+        threading.Thread(target=server.serve_forever, name="AcceptorServer", daemon=True).start()
+
+    def stop(self) -> None:
+        """Takes no new connection, lets C-STORE operations end, then closes all associations."""
+        if self._server is not None:
+            self._server.stop_accepting()
+        deadline = time.monotonic() + STOP_PATIENCE
+        while self._under_way and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for association in self._ae.active_associations:
+            association.abort()
+
+    def _on_store(self, event: evt.Event) -> Dataset | int:
+        """Handles a C-STORE request; returns its status (PS3.7 section 9.1.1.1.9)."""
+        name = instance_name(str(event.request.AffectedSOPInstanceUID))
+        with self._counting:
+            self._under_way += 1
+        try:
+            receipt = self._keep(event)
+        except Refused as refusal:
+            LOGGER.warning("refused instance %s: %s", name, refusal)
+            return _failure(REFUSAL_STATUS[refusal.reason], str(refusal))
+        except OSError as error:
+            LOGGER.error("not stored instance %s: %s", name, os.strerror(error.errno or 0))
+            return _failure(OUT_OF_RESOURCES, "out of resources, send again later")
+        except Exception as error:  # noqa: BLE001 (whatever it is, nothing was acknowledged)
+            LOGGER.error("not stored instance %s: %s", name, describe_error(error))
+            return _failure(PROCESSING_FAILURE, "internal error, send again later")
+        finally:
+            with self._counting:
+                self._under_way -= 1
+        LOGGER.info("received instance %s: %s", name, receipt)
+        return SUCCESS  # the only place where an instance is acknowledged
+
+    def _keep(self, event: evt.Event) -> Receipt:
+        request = event.request
+        sop_class = str(request.AffectedSOPClassUID)
+        if event.dataset_path is None:
+            raise Refused(Reason.UNPARSABLE, "the C-STORE request has no dataset")
+        if sop_class != event.context.abstract_syntax:
+            sop_class_is = "the SOP class is not that of the presentation context"
+            raise Refused(Reason.UID_MISMATCH, sop_class_is)
+        return self._receiver.keep(
+            event.dataset_path,
+            sop_class_uid=sop_class,
+            sop_instance_uid=str(request.AffectedSOPInstanceUID),
+            transfer_syntax_uid=str(event.context.transfer_syntax),
+        )
+
+    def _on_data(self, event: evt.Event) -> None:
+        """Aborts an association whose dataset grows beyond `max_object_mb`."""
+        received = _partial_file(event.assoc)
+        if received is not None and received.tell() > self._settings.max_object_mb * 1_000_000:
+            LOGGER.warning("aborted an association: a dataset is over the limit")
+            event.assoc.abort(block=False)  # this is the thread that has to send it
+
+
+def _application_entity(settings: ListenerSettings) -> AE:
+    ae = AE(ae_title=settings.ae_title)
+    ae.require_called_aet = True
+    ae.require_calling_aet = list(settings.allowed_calling_ae_titles)
+    ae.maximum_associations = settings.max_associations
+    ae.maximum_pdu_size = settings.max_pdu
+    ae.acse_timeout = settings.acse_timeout_s
+    ae.dimse_timeout = settings.dimse_timeout_s
+    ae.network_timeout = settings.network_timeout_s
+    for sop_class in STORAGE_SOP_CLASSES:
+        ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+    ae.add_supported_context(Verification, list(VERIFICATION_TRANSFER_SYNTAXES))
+    return ae
+
+
+def _on_rejected(event: evt.Event) -> None:
+    requestor = event.assoc.requestor
+    asked = requestor.primitive
+    LOGGER.warning(
+        "rejected an association: calling AE title %r, called %r, from %s",
+        asked.calling_ae_title,
+        asked.called_ae_title,
+        requestor.address,
+    )
+
+
+def _on_close(event: evt.Event) -> None:
+    """Removes the files of a peer that went away in the middle; pynetdicom leaves them."""
+    waiting = [primitive._dataset_file for _, primitive in list(event.assoc.dimse.msg_queue.queue)]
+    for file in (_partial_file(event.assoc), *waiting):
+        if file is not None:
+            file.close()
+            Path(file.name).unlink(missing_ok=True)
+
+
+def _partial_file(association: Any) -> Any:
+    """The file of the dataset that is being received, or None."""
+    message = association.dimse.message
+    return None if message is None else message._data_set_file
+
+
+def _failure(status: int, comment: str) -> Dataset:
+    answer = Dataset()
+    answer.Status = status
+    answer.ErrorComment = comment[:64]
+    return answer
+
+
+def configure_libraries(spool: Spool) -> None:
+    """Settings of pynetdicom and pydicom that hold for the whole process.
+
+    Datasets go straight to files in the spool, so that memory does not grow with them, and invalid
+    UIDs reach our own check instead of ending the association.
+    """
+    _config.STORE_RECV_CHUNKED_DATASET = True
+    _config.LOG_HANDLER_LEVEL = "none"
+    _config.VALIDATORS["UI"] = lambda _uid: (True, "")
+    tempfile.tempdir = str(spool.tmp)
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+
+
+def run_listener(settings: Settings, life: Life) -> None:
+    """The listener process, until it is told to stop."""
+    spool = Spool(settings.state.dir, process="listener")
+    spool.prepare()
+    store = Store(settings.state.dir)
+    configure_libraries(spool)
+    listener = Listener(settings, Receiver(settings, spool, store))
+    listener.start()
+    life.ready({})
+    life.stop.wait()
+    listener.stop()
+    store.close()

@@ -1,0 +1,212 @@
+"""The explaining process: claim, read, explain, build, commit.
+
+Batches form from what is queued and never wait to be filled. Whatever goes wrong with a batch sends
+its instances round again one by one, so that none suffers for another.
+"""
+
+import errno
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from nemt_dicom.child import Life
+from nemt_dicom.config import Settings
+from nemt_dicom.errors import BadOutput, Refused
+from nemt_dicom.log import describe_error, instance_name
+from nemt_dicom.records import DeadReason, Instance, StoredOutput
+from nemt_dicom.spool import Spool
+from nemt_dicom.store import Store
+
+if TYPE_CHECKING:
+    from nemt_dicom.derived import Output
+    from nemt_dicom.explanation import Explanation
+    from nemt_dicom.pipeline import Source
+
+LOGGER = logging.getLogger(__name__)
+
+POLL = 0.05  # seconds between looks at the database while idle; each costs 3 us
+NO_ROOM_PAUSE = 5.0  # seconds before trying again on a full disk
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EBUSY})
+
+
+class Engine(Protocol):
+    """What explains: the pipeline with an explainer, or a stand-in of a test."""
+
+    @property
+    def device(self) -> str:
+        """The processor, as people name it."""
+
+    @property
+    def bundle(self) -> str:
+        """The model bundle: name, version, digest."""
+
+    def read(self, path: Path) -> "Source":
+        """Raises `Refused`."""
+
+    def explain(self, sources: "Sequence[Source]") -> "list[Explanation]":
+        """One explanation for each source, in order. Raises `BadOutput`."""
+
+    def build(
+        self, source: "Source", explanation: "Explanation", received: datetime
+    ) -> "Sequence[Output]":
+        """The outputs of one instance. Raises `BadOutput`."""
+
+
+EngineFactory = Callable[[Settings], Engine]
+"""Makes the engine in the worker process; picklable. Raises `BundleError`."""
+
+
+class Worker:
+    """Explains what is queued. `lease` marks its rows as this process's own."""
+
+    def __init__(self, settings: Settings, engine: Engine, spool: Spool, store: Store) -> None:
+        self._engine = engine
+        self._spool = spool
+        self._store = store
+        self._limit = settings.explanation.max_batch
+        self._destinations = [item.name for item in settings.resolved_destinations()]
+        self.lease = uuid.uuid4().hex
+
+    def run(self, life: Life) -> None:
+        """Works until `life.stop` is set, then puts back what is unfinished."""
+        while not life.stop.is_set():
+            version = self._store.data_version()  # before looking: nothing slips in between
+            batch = self._store.claim(self.lease, self._limit)
+            if not batch:
+                while self._store.data_version() == version and not life.stop.wait(POLL):
+                    pass
+                continue
+            pause = self.attempt(batch)
+            life.stop.wait(pause)
+        self._store.release(self.lease)
+
+    def attempt(self, batch: Sequence[Instance]) -> float:
+        """Runs a claimed batch; every instance of it is ended or put back on return.
+
+        Returns how many seconds to wait before the next, mostly 0.
+        """
+        alone = batch[0] if len(batch) == 1 else None
+        try:
+            self._explain(batch)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                LOGGER.error("no room for outputs, trying again: %s", describe_error(error))
+                self._store.release(self.lease)
+                return NO_ROOM_PAUSE
+            self._failed(alone, DeadReason.FAILED, error)
+        except BadOutput as error:
+            self._failed(alone, DeadReason.BAD_OUTPUT, error)
+        except Exception as error:  # noqa: BLE001 (one image must not end the service)
+            self._failed(alone, DeadReason.FAILED, error)
+        return 0.0
+
+    def _failed(self, alone: Instance | None, reason: DeadReason, error: Exception) -> None:
+        what = describe_error(error)
+        if alone is None:
+            LOGGER.warning("a batch failed and is done again one by one: %s", what)
+            self._store.release(self.lease, alone=True)
+            return
+        name = instance_name(alone.sop_instance_uid)
+        LOGGER.error("failed instance %s: %s: %s", name, reason, what)
+        if reason is DeadReason.BAD_OUTPUT:  # it would be the same again
+            self._store.bury(self.lease, alone.id, reason, what)
+        else:
+            self._store.fail(self.lease, alone.id, what)
+
+    def _explain(self, batch: Sequence[Instance]) -> None:
+        start = time.monotonic()
+        readable = [(instance, source) for instance in batch if (source := self._read(instance))]
+        if not readable:
+            return
+        explanations = self._engine.explain([source for _, source in readable])
+        for (instance, source), explanation in zip(readable, explanations, strict=True):
+            outputs = self._engine.build(source, explanation, instance.received)
+            summary = explanation.summary()
+            self._store.complete(
+                self.lease,
+                instance.id,
+                outputs=[self._stored(output) for output in outputs],
+                destinations=self._destinations,
+                summary=summary,
+            )
+            name = instance_name(instance.sop_instance_uid)
+            LOGGER.info("explained instance %s: %s", name, summary.get("verdict"))
+        LOGGER.info("batch of %d took %.2f s", len(readable), time.monotonic() - start)
+
+    def _read(self, instance: Instance) -> "Source | None":
+        assert instance.blob is not None, "only what was acknowledged is queued"
+        try:
+            return self._engine.read(self._spool.path(instance.blob))
+        except Refused as refusal:
+            name = instance_name(instance.sop_instance_uid)
+            LOGGER.warning("refused instance %s: %s", name, refusal)
+            self._store.refuse(self.lease, instance.id, refusal.reason, refusal.detail)
+            return None
+
+    def _stored(self, output: "Output") -> StoredOutput:
+        return StoredOutput(
+            kind=output.kind,
+            sop_class_uid=output.sop_class_uid,
+            sop_instance_uid=output.sop_instance_uid,
+            study_instance_uid=output.study_instance_uid,
+            transfer_syntax_uid=output.transfer_syntax_uid,
+            blob=self._spool.put(output.data),
+        )
+
+
+class PipelineEngine:
+    """The real engine. Its heavy imports happen in the worker process only."""
+
+    def __init__(self, settings: Settings) -> None:
+        from nemt_dicom import pipeline  # noqa: PLC0415 (serve imports this file without torch)
+        from nemt_dicom.bundle import Bundle  # noqa: PLC0415
+        from nemt_dicom.explainer import Explainer  # noqa: PLC0415
+
+        self._settings = settings
+        self._pipeline = pipeline
+        self._explainer = Explainer(Bundle.load(settings.explanation.bundle), settings.explanation)
+
+    @property
+    def device(self) -> str:
+        return self._explainer.device_name
+
+    @property
+    def bundle(self) -> str:
+        bundle = self._explainer.bundle
+        manifest = bundle.manifest
+        return f"{manifest.name} {manifest.version} ({bundle.digest[:12]})"
+
+    def read(self, path: Path) -> "Source":
+        return self._pipeline.read_source(path, self._settings.input)
+
+    def explain(self, sources: "Sequence[Source]") -> "list[Explanation]":
+        return self._explainer.explain([source.radiograph for source in sources])
+
+    def build(
+        self, source: "Source", explanation: "Explanation", received: datetime
+    ) -> "Sequence[Output]":
+        return self._pipeline.build_outputs(
+            source, explanation, settings=self._settings.output, received=received
+        )
+
+
+def run_worker(
+    settings: Settings, life: Life, *, crashed: bool = False, engine: EngineFactory = PipelineEngine
+) -> None:
+    """The worker process, until it is told to stop. `crashed`: the one before ended by itself.
+
+    Raises `BundleError` where the model cannot be used; nothing is claimed then.
+    """
+    ready_engine = engine(settings)
+    spool = Spool(settings.state.dir, process="worker")
+    spool.prepare()
+    store = Store(settings.state.dir)
+    store.recover(crashed=crashed)
+    LOGGER.info("bundle %s on %s", ready_engine.bundle, ready_engine.device)
+    life.ready({"device": ready_engine.device, "bundle": ready_engine.bundle})
+    Worker(settings, ready_engine, spool, store).run(life)
+    store.close()

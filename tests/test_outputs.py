@@ -1,0 +1,373 @@
+"""SEG and SC: identity, what is copied, where the mask lands, what the legend says."""
+
+import shutil
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
+from pydicom.sequence import Sequence
+from pydicom.uid import ComputedRadiographyImageStorage
+
+from nemt_dicom import derived, secondary_capture, segmentation
+from nemt_dicom.config import OutputSettings, PlaneGeometry
+from nemt_dicom.derived import COPIED, Origin
+from nemt_dicom.errors import BadOutput
+from nemt_dicom.explanation import Evidence, Explanation, Provenance, Verdict
+
+ROWS, COLUMNS = 300, 260
+RECEIVED = datetime(2026, 3, 4, 23, 30, 15, tzinfo=UTC)
+
+
+def source(**attributes: object) -> Dataset:
+    """The header of a chest radiograph, with `attributes` set, or removed where None."""
+    ds = Dataset()
+    ds.SOPClassUID = ComputedRadiographyImageStorage
+    ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.3.1", "1.2.3.2", "1.2.3.3"
+    ds.Modality, ds.BodyPartExamined = "CR", "CHEST"
+    ds.PatientName, ds.PatientID = "Doe^Jane", "P1"
+    ds.PatientOrientation = ["L", "F"]
+    ds.Rows, ds.Columns, ds.InstanceNumber = ROWS, COLUMNS, 7
+    with disable_value_validation():  # real headers hold what the standard forbids
+        for keyword, value in attributes.items():
+            if value is None:
+                delattr(ds, keyword)
+            else:
+                setattr(ds, keyword, value)
+    return ds
+
+
+def explanation(p: float = 0.9, occluded: float = 0.3, **changes: object) -> Explanation:
+    mask = np.zeros((ROWS, COLUMNS), np.float32)
+    mask[40:120, 30:90] = 0.8
+    base = Explanation(
+        mask=mask,
+        segment=mask >= 0.5,
+        evidence=Evidence(probability=p, occluded=occluded, kept=0.8),
+        provenance=Provenance(
+            target="pneumonia",
+            bundle_name="test",
+            bundle_version="1.0",
+            bundle_digest="ab" * 32,
+            decision_threshold=0.5,
+            mask_threshold=0.5,
+            evidence_margin=0.1,
+        ),
+        explain_below_threshold=False,
+    )
+    return replace(base, **changes)
+
+
+def origin(
+    header: Dataset | None = None, given: Explanation | None = None, digest: str = "d1", **settings
+) -> Origin:
+    return Origin(
+        source=source() if header is None else header,
+        digest=digest,
+        explanation=given or explanation(),
+        settings=OutputSettings(**settings),
+        received=RECEIVED,
+    )
+
+
+def pixels() -> np.ndarray:
+    return np.linspace(0, 1, ROWS * COLUMNS, dtype=np.float32).reshape(ROWS, COLUMNS)
+
+
+def read(output: derived.Output) -> Dataset:
+    return dcmread(BytesIO(output.data))
+
+
+def seg(**kwargs) -> Dataset:
+    return read(segmentation.build_segmentation(origin(**kwargs)))
+
+
+def sc(**kwargs) -> Dataset:
+    return read(secondary_capture.build_secondary_capture(origin(**kwargs), pixels()))
+
+
+BUILT = pytest.mark.parametrize("build", [seg, sc])
+
+
+@BUILT
+def test_references_and_description(build) -> None:
+    ds = build()
+    item = ds.SourceImageSequence[0]
+    assert (item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID) == (
+        ComputedRadiographyImageStorage,
+        "1.2.3.1",
+    )
+    assert item.PurposeOfReferenceCodeSequence[0].CodeValue == "121322"
+    assert ds.StudyInstanceUID == "1.2.3.2"
+    assert ds.SeriesInstanceUID != "1.2.3.3"
+    assert ds.InstanceNumber == 7
+    assert "NOT FOR DIAGNOSTIC USE" in ds.SeriesDescription
+    assert len(ds.SeriesDescription) <= 64
+    for figure in ("0.900", "0.300", "0.800", "pneumonia", "ab" * 32):
+        assert figure in ds.DerivationDescription
+    assert ds.ContributingEquipmentSequence[0].PurposeOfReferenceCodeSequence[0].CodeValue == (
+        "109102"
+    )
+
+
+def test_codes_of_the_segment() -> None:
+    segment = seg().SegmentSequence[0]
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "130404"
+    assert segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "309825002"
+    assert segment.SegmentAlgorithmType == "AUTOMATIC"
+    assert segment.SegmentLabel == "Explanation: pneumonia"
+    assert seg().ContentLabel == "PNEUMONIA"
+
+
+@BUILT
+def test_the_same_input_gives_the_same_bytes(build) -> None:
+    first, second = (
+        segmentation.build_segmentation(origin()).data,
+        segmentation.build_segmentation(origin()).data,
+    )
+    assert first == second
+    one, two = (
+        secondary_capture.build_secondary_capture(origin(), pixels()).data for _ in range(2)
+    )
+    assert one == two
+
+
+def test_identity_changes_with_what_it_stands_for() -> None:
+    base = origin()
+    other_bundle = explanation(
+        provenance=replace(explanation().provenance, bundle_digest="cd" * 32)
+    )
+    others = {
+        "content": origin(digest="d2"),
+        "bundle": origin(given=other_bundle),
+        "settings": origin(sc_longest_side=800),
+        "image": origin(source(SOPInstanceUID="1.2.3.9")),
+    }
+    uids = {name: other.uid("seg") for name, other in others.items()} | {"base": base.uid("seg")}
+    assert len(set(uids.values())) == len(uids)
+    assert base.uid("seg") != base.uid("sc")
+    # a resent image with changed content stays in the same series
+    assert others["content"].uid("seg", "series") == base.uid("seg", "series")
+    assert others["bundle"].uid("seg", "series") != base.uid("seg", "series")
+    assert all(uid.startswith("2.25.") and len(uid) <= 44 for uid in uids.values())
+
+
+@BUILT
+def test_nothing_is_copied_but_the_list(build) -> None:
+    header = source(InstitutionName="CANARY", OperatorsName="CANARY^A", ImageComments="CANARY")
+    header.add_new(0x00091001, "LO", "CANARY")
+    request = Dataset()
+    request.RequestedProcedureID = "R1"
+    request.add_new(0x00091002, "LO", "CANARY")
+    header.RequestAttributesSequence = Sequence([request])
+    ds = build(header=header)
+    assert "CANARY" not in str(ds)
+    assert ds.RequestAttributesSequence[0].RequestedProcedureID == "R1"
+    assert ds.PatientName == "Doe^Jane"
+    assert "Laterality" not in ds
+    assert not set(COPIED) & {"InstitutionName", "OperatorsName", "ImageComments"}
+
+
+@BUILT
+def test_a_poor_header_is_enough(build) -> None:
+    poor = source(
+        PatientName=None,
+        PatientID=None,
+        BodyPartExamined=None,
+        PatientOrientation=None,
+        InstanceNumber=None,
+    )
+    ds = build(header=poor)
+    for keyword in derived.TYPE_2:
+        assert keyword in ds
+        assert not ds.get(keyword)
+    assert ds.BodyPartExamined == "CHEST"
+    assert ds.InstanceNumber == 1
+
+
+@pytest.mark.parametrize(
+    ("vr", "given", "expected"),
+    [
+        ("AS", "51", "051Y"),
+        ("AS", "7M", "007M"),
+        ("AS", "old", None),
+        ("DA", "1995.07.20", "19950720"),
+        ("DA", "yesterday", None),
+        ("TM", "12:30:00", "123000"),
+        ("TM", "noon", None),
+        ("CS", "lower case", None),
+        ("DS", "0.14300000000000002", "0.143"),
+        ("DS", "wide", None),
+        ("LO", "x" * 65, None),
+        ("UI", "1.2.03", None),
+        ("LO", "plain", "plain"),
+    ],
+)
+def test_values_are_repaired_or_left_out(vr: str, given: str, expected: str | None) -> None:
+    result = derived._repaired(vr, given)
+    assert (None if result is None else str(result)) == expected
+
+
+@BUILT
+def test_names_in_other_character_sets_survive(build) -> None:
+    for charset, name in (("ISO_IR 192", "Müller^Jürgen"), ("ISO_IR 100", "Åström^Zoë")):
+        ds = build(header=source(SpecificCharacterSet=charset, PatientName=name))
+        assert str(ds.PatientName) == name
+
+
+@BUILT
+def test_times_are_those_of_receipt_in_the_zone_of_the_study(build) -> None:
+    ds = build(header=source(TimezoneOffsetFromUTC="-0400"))
+    assert (ds.ContentDate, ds.ContentTime) == ("20260304", "193015")
+    assert (ds.InstanceCreationDate, ds.SeriesTime) == ("20260304", "193015")
+
+
+@BUILT
+def test_lossy_history_is_inherited(build) -> None:
+    ds = build(
+        header=source(
+            LossyImageCompression="01",
+            LossyImageCompressionRatio=10,
+            LossyImageCompressionMethod="ISO_15444_1",
+        )
+    )
+    assert ds.LossyImageCompression == "01"
+    assert "ISO_15444_1" in np.atleast_1d(ds.LossyImageCompressionMethod)
+
+
+def test_burned_in_annotation() -> None:
+    assert sc().BurnedInAnnotation == "NO"
+    assert sc(header=source(BurnedInAnnotation="YES")).BurnedInAnnotation == "YES"
+    assert sc(header=source(BurnedInAnnotation="NO")).BurnedInAnnotation == "NO"
+
+
+def test_seg_holds_the_segment_pixel_by_pixel() -> None:
+    ds = seg()
+    assert (ds.Rows, ds.Columns, ds.NumberOfFrames) == (ROWS, COLUMNS, 1)
+    assert np.array_equal(ds.pixel_array, explanation().segment)
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        (explanation(p=0.4), Verdict.BELOW_THRESHOLD),
+        (explanation(occluded=0.85), Verdict.UNRELIABLE),
+        (explanation(segment=np.zeros((ROWS, COLUMNS), np.bool_)), Verdict.NO_REGION),
+    ],
+)
+def test_nothing_is_drawn_where_there_is_nothing_to_say(given, verdict) -> None:
+    assert given.verdict is verdict
+    ds = seg(given=given)
+    assert ds.NumberOfFrames == 1
+    assert not ds.pixel_array.any()
+    picture, _ = secondary_capture.render(given, pixels(), 512)
+    rgb = np.asarray(picture).astype(int)
+    assert (rgb[60:500].max(axis=2) - rgb[60:500].min(axis=2)).max() == 0  # no colour
+    text = " ".join(line.text for line in secondary_capture.legend(given))
+    assert "nothing drawn" in text
+    assert f"p = {given.evidence.probability:.2f}" in text
+
+
+def test_below_threshold_can_be_drawn_and_says_so() -> None:
+    given = explanation(p=0.4, occluded=0.1, explain_below_threshold=True)
+    assert seg(given=given).pixel_array.any()
+    text = " ".join(line.text for line in secondary_capture.legend(given))
+    assert "below threshold (0.50), drawn by setting" in text
+
+
+def test_not_a_number_is_no_output() -> None:
+    with pytest.raises(BadOutput):
+        explanation(p=float("nan"))
+    with pytest.raises(BadOutput):
+        explanation(mask=np.full((ROWS, COLUMNS), np.inf, np.float32))
+
+
+def test_overlay_shows_colour_where_the_segment_is_and_nowhere_else() -> None:
+    given = explanation()
+    picture, scale = secondary_capture.render(given, np.full((ROWS, COLUMNS), 0.5, np.float32), 900)
+    assert scale == 3.0
+    rgb = np.asarray(picture).astype(int)
+    top = (picture.height - 900) // 2
+    band = next(y for y in range(picture.height) if rgb[y, 0].sum() > 100)  # first row of picture
+    assert band < top * 2
+    image = rgb[band : band + 900]
+    coloured = image[..., 2] - image[..., 0] > 10
+    expected = given.segment.repeat(3, axis=0).repeat(3, axis=1)
+    core = np.zeros_like(expected)
+    core[130:350, 100:260] = True
+    assert coloured[core].all()
+    outside = ~expected
+    outside[110:370, 80:280] = False  # the contour is as wide as this at most
+    assert not coloured[outside].any()
+
+
+def test_overlay_spacing_is_scaled_and_bands_hide_nothing() -> None:
+    ds = sc(header=source(PixelSpacing=[0.2, 0.2]), sc_longest_side=600)
+    assert [float(v) for v in ds.PixelSpacing] == [0.1, 0.1]
+    assert "ImagerPixelSpacing" not in ds
+    assert ds.Columns == 2 * COLUMNS
+    assert ds.Rows > 2 * ROWS  # the radiograph whole, and the bands
+
+
+def test_seg_plane_geometry() -> None:
+    with_spacing = seg(header=source(PixelSpacing=[0.143, 0.15]))
+    shared = with_spacing.SharedFunctionalGroupsSequence[0]
+    assert [float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing] == [0.143, 0.15]
+    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    assert list(orientation) == [1, 0, 0, 0, 1, 0]
+    frame = with_spacing.PerFrameFunctionalGroupsSequence[0]
+    assert list(frame.PlanePositionSequence[0].ImagePositionPatient) == [0, 0, 0]
+    assert len(with_spacing.DimensionIndexSequence) == 2
+    for header in (source(), source(PixelSpacing=[0, 0]), source(ImagerPixelSpacing=[0.1, 0.1])):
+        ds = seg(header=header)
+        measures = ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        assert "PixelSpacing" not in measures
+        assert "SliceThickness" in measures
+        assert "PlaneOrientationSequence" in ds.SharedFunctionalGroupsSequence[0]
+    none = seg(header=source(PixelSpacing=[0.1, 0.1]), seg_plane_geometry=PlaneGeometry.NONE)
+    assert "PlaneOrientationSequence" not in none.SharedFunctionalGroupsSequence[0]
+    assert "FrameOfReferenceUID" not in with_spacing
+
+
+def test_fractional_is_the_mask_weight() -> None:
+    ds = read(segmentation.build_fractional(origin()))
+    assert ds.SegmentationType == "FRACTIONAL"
+    assert ds.MaximumFractionalValue == 255
+    from nemt_dicom.radiograph import CODECS
+
+    frame = CODECS[ds.file_meta.TransferSyntaxUID](
+        next(__import__("pydicom").encaps.generate_frames(ds.PixelData, number_of_frames=1))
+    )
+    assert np.array_equal(frame, np.rint(explanation().mask * 255).astype(np.uint8))
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("spacing", [None, [0.2, 0.2], [0, 0]])
+@pytest.mark.parametrize("geometry", list(PlaneGeometry))
+def test_dciodvfy_finds_no_error(tmp_path: Path, spacing, geometry) -> None:
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy (dicom3tools) is not installed")
+    header = source(PatientAge="51", StudyDate="1995.07.20")
+    if spacing is not None:
+        header.PixelSpacing = spacing
+    built = origin(header, seg_plane_geometry=geometry)
+    for output in (
+        segmentation.build_segmentation(built),
+        segmentation.build_fractional(built),
+        secondary_capture.build_secondary_capture(built, pixels()),
+    ):
+        file = tmp_path / f"{output.kind}.dcm"
+        file.write_bytes(output.data)
+        assert validator_errors(file) == []
+
+
+def validator_errors(file: Path) -> list[str]:
+    result = subprocess.run(["dciodvfy", file], capture_output=True, text=True, check=False)
+    report = result.stdout + result.stderr
+    assert "Segmentation" in report or "SCImage" in report, report  # it did look
+    return [line for line in report.splitlines() if line.startswith("Error")]

