@@ -41,7 +41,7 @@ from nemt_dicom.child import Life
 from nemt_dicom.config import ListenerSettings, Settings
 from nemt_dicom.errors import Reason, Refused, StateError
 from nemt_dicom.log import describe_error, instance_name
-from nemt_dicom.receiver import Receiver
+from nemt_dicom.receiver import Receiver, Request
 from nemt_dicom.records import Receipt
 from nemt_dicom.spool import Spool
 from nemt_dicom.store import Store
@@ -102,6 +102,7 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(self.ae.network_timeout)  # of a peer that stops inside a message
         return connection, address
 
     def stop_accepting(self) -> None:
@@ -173,19 +174,15 @@ class Listener:
         return SUCCESS  # the only place where an instance is acknowledged
 
     def _keep(self, event: evt.Event) -> Receipt:
-        request = event.request
-        sop_class = str(request.AffectedSOPClassUID)
         if event.dataset_path is None:
             raise Refused(Reason.UNPARSABLE, "the C-STORE request has no dataset")
-        if sop_class != event.context.abstract_syntax:
-            sop_class_is = "the SOP class is not that of the presentation context"
-            raise Refused(Reason.UID_MISMATCH, sop_class_is)
-        return self._receiver.keep(
-            event.dataset_path,
-            sop_class_uid=sop_class,
-            sop_instance_uid=str(request.AffectedSOPInstanceUID),
+        request = Request(
+            sop_class_uid=str(event.request.AffectedSOPClassUID),
+            sop_instance_uid=str(event.request.AffectedSOPInstanceUID),
+            abstract_syntax_uid=str(event.context.abstract_syntax),
             transfer_syntax_uid=str(event.context.transfer_syntax),
         )
+        return self._receiver.keep(event.dataset_path, request)
 
     def _on_data(self, event: evt.Event) -> None:
         """Aborts an association whose dataset grows beyond `max_object_mb`."""

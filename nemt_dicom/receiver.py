@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +15,18 @@ from nemt_dicom.spool import CHUNK, Spool
 from nemt_dicom.store import Store
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a C-STORE request says of its dataset: the command's UIDs, and the presentation
+    context's abstract and transfer syntax.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    abstract_syntax_uid: str
+    transfer_syntax_uid: str
+
+
 class Receiver:
     """Keeps what is received, or refuses it."""
 
@@ -22,24 +35,22 @@ class Receiver:
         self._spool = spool
         self._store = store
 
-    def keep(
-        self, path: Path, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
-    ) -> Receipt:
+    def keep(self, path: Path, request: Request) -> Receipt:
         """Stores the Part 10 file at `path`, in the spool's tmp; durable on return.
 
-        The UIDs are those of the C-STORE command. Raises `Refused` where the dataset is not to be
-        resent unchanged, then a refusal is recorded, or `OSError` where there is no room.
+        Raises `Refused` where the instance is not to be sent again unchanged, then a refusal is
+        recorded, or `OSError` where there is no room.
         """
         if self._spool.free_bytes() < self._settings.listener.min_free_mb * 1_000_000:
             raise OSError(errno.ENOSPC, "too little free space in the state folder")
         blob, content = digests(path)
         try:
-            self._check(path, sop_class_uid, sop_instance_uid, transfer_syntax_uid)
+            self._check(path, request)
         except Refused as refusal:
             self._store.refuse_arrival(
                 Rejection(
-                    sop_class_uid=_shown(sop_class_uid),
-                    sop_instance_uid=_shown(sop_instance_uid),
+                    sop_class_uid=_shown(request.sop_class_uid),
+                    sop_instance_uid=_shown(request.sop_instance_uid),
                     content_digest=content,
                     reason=refusal.reason,
                     detail=refusal.detail,
@@ -47,20 +58,26 @@ class Receiver:
             )
             raise
         arrival = Arrival(
-            sop_class_uid=sop_class_uid,
-            sop_instance_uid=sop_instance_uid,
+            sop_class_uid=request.sop_class_uid,
+            sop_instance_uid=request.sop_instance_uid,
             content_digest=content,
             blob=self._spool.adopt(path, blob),
             received=datetime.now(UTC),
         )
         return self._store.receive(arrival)
 
-    def _check(self, path: Path, sop_class: str, sop_instance: str, transfer_syntax: str) -> None:
-        if not (valid_uid(sop_class) and valid_uid(sop_instance)):
+    def _check(self, path: Path, request: Request) -> None:
+        asked = (request.sop_class_uid, request.sop_instance_uid)
+        if not all(valid_uid(uid) for uid in asked):
             raise Refused(Reason.INVALID_UID, "a UID of the C-STORE command is not valid")
-        limit = self._settings.input.max_megapixels
-        header = scan_header(path, transfer_syntax_uid=transfer_syntax, max_megapixels=limit)
-        if (header.sop_class_uid, header.sop_instance_uid) != (sop_class, sop_instance):
+        if request.sop_class_uid != request.abstract_syntax_uid:
+            raise Refused(Reason.UID_MISMATCH, "SOP class differs from presentation context")
+        header = scan_header(
+            path,
+            transfer_syntax_uid=request.transfer_syntax_uid,
+            max_megapixels=self._settings.input.max_megapixels,
+        )
+        if (header.sop_class_uid, header.sop_instance_uid) != asked:
             raise Refused(Reason.UID_MISMATCH, "UIDs differ between command and dataset")
 
 

@@ -104,7 +104,7 @@ class DicomSender:
             return _not_established(association)
         if wanted not in _accepted(association):
             return _no_context()
-        outcome = outcome_of(self._store(association, path))
+        outcome = self._store(association, path)
         self._last_used = time.monotonic()
         if not association.is_established:
             self._association = None
@@ -149,12 +149,13 @@ class DicomSender:
         return self._association
 
     @staticmethod
-    def _store(association: Association, path: Path) -> Dataset:
+    def _store(association: Association, path: Path) -> Outcome:
         try:
-            answer: Dataset = association.send_c_store(path)
+            return outcome_of(association.send_c_store(path))
         except RuntimeError:  # the peer closed the association before the request went out
-            return Dataset()
-        return answer
+            return Outcome(answer=Answer.LATER, detail="no answer")
+        except (AttributeError, ValueError):  # the file's own header does not name what it is
+            return Outcome(answer=Answer.REJECTED, detail="cannot be sent")
 
 
 def _send_at_once(event: evt.Event) -> None:

@@ -105,12 +105,12 @@ class Spool:
 
         Only for the holder of the state lock, before it starts other processes.
         """
-        for folder in (self.root / "tmp").iterdir():
-            shutil.rmtree(folder, ignore_errors=True)
+        self.prepare()
+        for leftover in (self.root / "tmp").glob("*/*"):
+            self.fs.unlink(leftover)
         orphans = [path for path in self._blob_files() if path.name not in referenced]
         for path in orphans:
             self.fs.unlink(path)
-        self.prepare()
         return len(orphans)
 
     def free_bytes(self) -> int:

@@ -123,6 +123,7 @@ class Worker:
         if not readable:
             return
         explanations = self._engine.explain([source for _, source in readable])
+        took = f"batch of {len(readable)} in {time.monotonic() - start:.2f} s"
         for (instance, source), explanation in zip(readable, explanations, strict=True):
             outputs = self._engine.build(source, explanation, instance.received)
             summary = explanation.summary()
@@ -134,8 +135,7 @@ class Worker:
                 summary=summary,
             )
             name = instance_name(instance.sop_instance_uid)
-            LOGGER.info("explained instance %s: %s", name, summary.get("verdict"))
-        LOGGER.info("batch of %d took %.2f s", len(readable), time.monotonic() - start)
+            LOGGER.info("explained instance %s: %s, %s", name, summary.get("verdict"), took)
 
     def _read(self, instance: Instance) -> "Source | None":
         assert instance.blob is not None, "only what was acknowledged is queued"

@@ -15,6 +15,8 @@ from nemt_dicom.network import Architecture, ExplainedNetwork
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("suite")
 
+torch.set_num_threads(1)  # the networks here are small, and tests run side by side
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -70,7 +72,7 @@ def random_network(
         network.train()
         network.target_model.train()  # gives its batch norms the statistics of some images
         with torch.no_grad():
-            for _ in range(20):
+            for _ in range(5):
                 coarse = torch.rand(8, 1, 12, 12)
                 network(
                     torch.nn.functional.interpolate(coarse, size=96, mode="bicubic").clamp(0, 1)

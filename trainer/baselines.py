@@ -28,7 +28,7 @@ def grad_cam_plus_plus(network: ExplainedNetwork, images: NDArray[np.float32]) -
     device = next(network.parameters()).device
     maps = []
     with GradCAMPlusPlus(model=model, target_layers=[layer]) as cam:
-        for part in torch.from_numpy(images).split(16):
+        for part in torch.split(torch.from_numpy(images), 16):
             x = network.normalise(part.to(device)).requires_grad_(True)
             maps.append(cam(input_tensor=x, targets=[target] * len(part)))
     return np.concatenate(maps).astype(np.float32)

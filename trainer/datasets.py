@@ -112,7 +112,7 @@ def is_validation(patient: str, share: float) -> bool:
 
 
 def read_radiograph(path: Path) -> Radiograph:
-    """The image of a case, by the same code that serves; raises `DataError` with the file's name."""
+    """The image of a case, by the same code that serves; raises `DataError`."""
     if path.suffix.lower() != ".dcm":
         return Radiograph.from_picture(path)
     try:
@@ -216,7 +216,7 @@ def _nih(folder: Path, target: str) -> list[Case]:
     """NIH ChestX-ray14 layout with an added column `split`."""
     names = {name.lower(): name for name in NIH_TARGETS}
     if target.lower() not in names:
-        raise DataError(f"{folder}: {target!r} is no NIH label; these are: {', '.join(NIH_TARGETS)}")
+        raise DataError(f"{folder}: {target!r} is no NIH label; allowed: {', '.join(NIH_TARGETS)}")
     name = names[target.lower()]
     cases: dict[str, Case] = {}
     columns = ("Image Index", "Finding Labels", "Patient ID", "split")

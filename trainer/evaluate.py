@@ -84,18 +84,14 @@ def evaluate(
         maps = {
             MODULE: masks[boxed],
             "GradCAM++ (last block)": grad_cam_plus_plus(explainer.network, images),
-            "mean of the training boxes": mean_of_boxes(
-                _training_boxes(cases, bundle), len(boxed)
-            ),
+            "mean of the training boxes": mean_of_boxes(_training_boxes(cases, bundle), len(boxed)),
             "random": random_maps(regions.shape, seed),
         }
         metrics["localisation"] = localisation(maps, regions, patients)
         metrics["box_share"] = round(float(regions.mean()), 4)
         drawn = verdicts[boxed] == Verdict.EXPLAINED
         metrics["boxed_drawn"] = figure(lambda rows: float(drawn[rows].mean()), patients)
-        metrics["boxed_verdicts"] = {
-            v.value: int((verdicts[boxed] == v).sum()) for v in Verdict
-        }
+        metrics["boxed_verdicts"] = {v.value: int((verdicts[boxed] == v).sum()) for v in Verdict}
     negative = np.flatnonzero(examples.labels < 0.5)
     wrongly = verdicts[negative] == Verdict.EXPLAINED
     metrics["negatives_drawn"] = figure(
@@ -117,10 +113,9 @@ def localisation(
     for method, attributions in maps.items():
         row = {}
         for name, score in (("mass", relevance_mass), ("rank", relevance_rank)):
-            # scores[i, j]: map j on the boxes of image i
-            scores = np.array([[score(a, region) for a in attributions] for region in regions])
+            scores = score(list(attributions), list(regions))  # (maps, images)
             own, count = np.diag(scores), len(scores)
-            others = (scores.sum(axis=1) - own) / max(1, count - 1)
+            others = (scores.sum(axis=0) - own) / max(1, count - 1)
             row[name] = figure(_mean(own), patients)
             row[f"{name}_less_others"] = figure(_mean(own - others), patients)
         table[method] = row

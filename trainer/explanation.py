@@ -56,7 +56,7 @@ def train_explanation_module(
             if not torch.isfinite(loss):
                 raise TrainingError("the mask's loss is not finite; try a smaller area weight")
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(float(loss.detach()))
             progress.step(
@@ -88,7 +88,7 @@ def validate(
     device = next(network.parameters()).device
     parts = [
         objective(network, images.to(device))
-        for images in torch.from_numpy(examples.images).split(size)
+        for images in torch.split(torch.from_numpy(examples.images), size)
     ]
     loss, fall, area = (
         torch.cat([getattr(terms, name) for terms in parts]).cpu().numpy()
@@ -110,7 +110,7 @@ def soft_masks(
     """Probability (N,) and mask (N, S, S), 1 = evidence, of images (N, 1, S, S)."""
     device = next(network.parameters()).device
     parts: list[tuple[Tensor, Tensor]] = [
-        network.explain(part.to(device)) for part in torch.from_numpy(images).split(size)
+        network.explain(part.to(device)) for part in torch.split(torch.from_numpy(images), size)
     ]
     probability = torch.cat([p for p, _ in parts]).cpu().numpy()
     return probability, torch.cat([mask for _, mask in parts])[:, 0].cpu().numpy()

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64] | NDArray[np.float32]
+Region = NDArray[np.bool_]
+Scores = NDArray[np.float64]
 
 
 def area_under_curve(scores: Values, labels: Values) -> float:
@@ -25,23 +27,31 @@ def min_max(attribution: Values) -> NDArray[np.float64]:
     return (np.asarray(attribution, np.float64) - low) / (high - low)
 
 
-def relevance_mass(attribution: Values, region: NDArray[np.bool_]) -> float:
-    """Share of the min-max normalised map that lies in the region (Quantus RelevanceMassAccuracy)."""
-    normalised = min_max(attribution)
-    return float(normalised[region].sum() / normalised.sum())
+def relevance_mass(attributions: Sequence[Values], regions: Sequence[Region]) -> Scores:
+    """Share of each min-max normalised map that lies in each region: (maps, regions).
 
-
-def relevance_rank(attribution: Values, region: NDArray[np.bool_]) -> float:
-    """Hits / k among the k highest pixels, k the region's size (Quantus RelevanceRankAccuracy).
-
-    A constant map ranks nothing and scores the region's share of the image.
+    Quantus' RelevanceMassAccuracy.
     """
-    flat = np.asarray(attribution).ravel()
-    if not flat.max() > flat.min():
-        return float(region.mean())
-    k = int(region.sum())
-    highest = np.argsort(flat, kind="stable")[::-1][:k]
-    return float(region.ravel()[highest].mean())
+    maps = np.stack([min_max(a).ravel() for a in attributions])
+    areas = np.stack([region.ravel() for region in regions]).astype(np.float64)
+    return np.asarray(maps @ areas.T / maps.sum(axis=1, keepdims=True))
+
+
+def relevance_rank(attributions: Sequence[Values], regions: Sequence[Region]) -> Scores:
+    """Hits / k among a map's k highest pixels, k the region's size: (maps, regions).
+
+    Quantus' RelevanceRankAccuracy. A constant map ranks nothing and scores the region's share.
+    """
+    flat = [region.ravel() for region in regions]
+    scores = np.empty((len(attributions), len(flat)))
+    for i, attribution in enumerate(attributions):
+        values = np.asarray(attribution).ravel()
+        if not values.max() > values.min():
+            scores[i] = [region.mean() for region in flat]
+            continue
+        highest = np.argsort(values, kind="stable")[::-1]
+        scores[i] = [region[highest[: region.sum()]].mean() for region in flat]
+    return scores
 
 
 def bootstrap(

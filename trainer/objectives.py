@@ -46,7 +46,7 @@ class Deletion:
     preservation: float
 
     def __call__(self, network: ExplainedNetwork, images: Tensor) -> Terms:
-        """images (B, 1, S, S) -> loss (B,) with a gradient to the explanation module only."""
+        """Of images (B, 1, S, S) -> loss (B,) with a gradient to the explanation module only."""
         response, mask = network.explain(images)
         return self.of_mask(network, images, response, mask)
 

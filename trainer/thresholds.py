@@ -28,6 +28,10 @@ MOVES = 8
 Masks = NDArray[np.bool_]
 
 
+_Falls = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+"""Of segments: fall (N,), falls when moved (N, moves), share of the image (N,)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
     """The bundle's decisions, and what they gave on the validation images."""
@@ -91,17 +95,15 @@ def choose_thresholds(
     decision = youden(probability, validation.labels)
     positives = np.flatnonzero((probability >= decision) & (validation.labels > 0.5))
 
-    def own_and_moved(rows: NDArray[np.intp], level: float, moves: int) -> tuple[Masks, ...]:
+    def own_and_moved(rows: NDArray[np.intp], level: float, moves: int) -> _Falls:
         segments = (masks[rows] >= level) & inside[rows]
         images, p = validation.images[rows], probability[rows]
         own = falls(network, images, p, segments, fill)
         moved = [
-            falls(
-                network, images, p, np.stack([move(s, generator) for s in segments]), fill
-            )
+            falls(network, images, p, np.stack([move(s, generator) for s in segments]), fill)
             for _ in range(moves)
         ]
-        return own, np.stack(moved, axis=1), segments.mean(axis=(1, 2))
+        return own, np.stack(moved, axis=1), segments.mean(axis=(1, 2), dtype=np.float32)
 
     progress.stage("thresholds", len(CANDIDATES) + 1)
     table: dict[float, dict[str, float]] = {}

@@ -1,0 +1,223 @@
+"""What the tests of the service share: radiographs, a stand-in engine, a PACS, polling."""
+
+import contextlib
+import hashlib
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import (
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+
+from nemt_dicom.config import Settings
+from nemt_dicom.errors import BadOutput, Reason, Refused
+
+PATIENT = "ZZPHI^CANARY"
+
+
+def radiograph(
+    *, behaviour: str = "", size: int = 16, uid: str | None = None, **changes: Any
+) -> Dataset:
+    """A small DX image. `behaviour` is what the stand-in engine does with it."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
+    dataset.SOPInstanceUID = uid or generate_uid()
+    dataset.StudyInstanceUID = generate_uid()
+    dataset.SeriesInstanceUID = generate_uid()
+    dataset.PatientName = PATIENT
+    dataset.Modality = "DX"
+    dataset.SeriesDescription = behaviour
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.Rows = dataset.Columns = size
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit = 15
+    dataset.PixelRepresentation = 0
+    dataset.PixelData = os.urandom(2 * size * size)
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def encode(dataset: Dataset) -> bytes:
+    """A dataset as a Part 10 file."""
+    buffer = BytesIO()
+    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@dataclass
+class StandInOutput:
+    kind: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    transfer_syntax_uid: str
+    data: bytes
+
+
+class StandInExplanation:
+    def __init__(self, source: Dataset) -> None:
+        self.source = source
+
+    def summary(self) -> dict[str, Any]:
+        return {"verdict": "explained", "probability": 0.5}
+
+
+@dataclass
+class StandInEngine:
+    """Explains without a model. Its outputs have fixed UIDs but never the same bytes twice, so that
+    a test sees at once when an output was made twice.
+    """
+
+    settings: Settings
+    device: str = "stand-in"
+    bundle: str = "stand-in 1"
+
+    def read(self, path: Path) -> Any:
+        dataset = pydicom.dcmread(path)
+        if dataset.SeriesDescription == "refuse":
+            raise Refused(Reason.NOT_CHEST, "body part is not a chest")
+        return dataset
+
+    def explain(self, sources: Sequence[Any]) -> list[Any]:
+        for source in sources:
+            if source.SeriesDescription == "crash":
+                os._exit(139)
+            if source.SeriesDescription == "error":
+                raise ValueError(PATIENT)
+            if source.SeriesDescription == "bad":
+                raise BadOutput("NaN")
+        return [StandInExplanation(source) for source in sources]
+
+    def build(self, source: Any, explanation: Any, received: datetime) -> Sequence[Any]:
+        return [self._output(source, kind, received) for kind in ("seg", "sc")]
+
+    @staticmethod
+    def _output(source: Dataset, kind: str, received: datetime) -> StandInOutput:
+        dataset = radiograph()
+        dataset.SOPClassUID = SecondaryCaptureImageStorage
+        dataset.SOPInstanceUID = output_uid(source.SOPInstanceUID, kind)
+        dataset.StudyInstanceUID = source.StudyInstanceUID
+        dataset.SeriesDescription = kind
+        implicit = kind == "sc"
+        syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = syntax
+        return StandInOutput(
+            kind=kind,
+            sop_class_uid=dataset.SOPClassUID,
+            sop_instance_uid=dataset.SOPInstanceUID,
+            study_instance_uid=dataset.StudyInstanceUID,
+            transfer_syntax_uid=syntax,
+            data=encode(dataset),
+        )
+
+
+def output_uid(source_uid: str, kind: str) -> str:
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{source_uid} {kind}').int}"
+
+
+@dataclass
+class Pacs:
+    """A storage SCP. `answer` gives the status for an instance; what it accepts is in `received`:
+    the digests of every content seen for each UID.
+    """
+
+    port: int
+    answer: Callable[[str], int] = lambda _uid: 0x0000
+    received: dict[str, list[str]] = field(default_factory=dict)
+    associations: int = 0
+    lock: Any = field(default_factory=threading.Lock)
+
+    @contextlib.contextmanager
+    def running(self, syntaxes: Sequence[str] | None = None) -> Iterator["Pacs"]:
+        ae = AE(ae_title="PACS")
+        default = [ImplicitVRLittleEndian, ExplicitVRLittleEndian]
+        ae.add_supported_context(SecondaryCaptureImageStorage, list(syntaxes or default))
+        handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_ESTABLISHED, self._count)]
+        server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+        try:
+            yield self
+        finally:
+            ae.shutdown()
+            server.server_close()
+
+    def _count(self, _event: evt.Event) -> None:
+        self.associations += 1
+
+    def _store(self, event: evt.Event) -> int:
+        uid = str(event.request.AffectedSOPInstanceUID)
+        status = self.answer(uid)
+        if status in (0x0000, 0xB000, 0xB006, 0xB007):
+            data = event.encoded_dataset(include_meta=False)
+            with self.lock:
+                self.received.setdefault(uid, []).append(hashlib.sha256(data).hexdigest())
+        return status
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    """Waits until `condition` gives something true, and returns it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        time.sleep(0.02)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+@contextlib.contextmanager
+def associate(settings: Settings, *datasets: Dataset, **changes: Any) -> Iterator[Association]:
+    """An association with the listener that can carry `datasets`."""
+    ae = AE(ae_title=changes.get("calling", "SENDER"))
+    pairs = {(str(d.SOPClassUID), str(d.file_meta.TransferSyntaxUID)) for d in datasets}
+    for sop_class, syntax in sorted(pairs):
+        ae.add_requested_context(sop_class, syntax)
+    listener = settings.listener
+    association = ae.associate(
+        listener.host, listener.port, ae_title=changes.get("called", listener.ae_title)
+    )
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def send(settings: Settings, *datasets: Dataset) -> list[int | None]:
+    """Sends datasets over one association; their statuses, None where no answer came."""
+    with associate(settings, *datasets) as association:
+        if not association.is_established:
+            return [None] * len(datasets)
+        statuses: list[int | None] = []
+        for dataset in datasets:
+            try:
+                statuses.append(association.send_c_store(dataset).get("Status"))
+            except (RuntimeError, ValueError, OSError):
+                statuses.append(None)
+        return statuses
