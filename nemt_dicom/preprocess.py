@@ -131,7 +131,12 @@ class Preprocessing:
     high_percentile: float
 
     def __post_init__(self) -> None:
-        if not (32 <= self.size <= 2048 and 0 <= self.low_percentile < self.high_percentile <= 100):
+        whole = isinstance(self.size, int)
+        if not (
+            whole
+            and 32 <= self.size <= 2048
+            and 0 <= self.low_percentile < self.high_percentile <= 100
+        ):
             raise ValueError(f"not a usable preprocessing: {self}")
 
     def geometry(self, radiograph: Radiograph) -> Geometry:

@@ -24,8 +24,9 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
     generate_uid,
 )
-from pynetdicom import AE, evt
+from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
 
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import BadOutput, Reason, Refused
@@ -221,3 +222,40 @@ def send(settings: Settings, *datasets: Dataset) -> list[int | None]:
             except (RuntimeError, ValueError, OSError):
                 statuses.append(None)
         return statuses
+
+
+def begin_raw(
+    association: Association,
+    dataset: Dataset,
+    *,
+    sop_class: str | None = None,
+    sop_instance: str | None = None,
+    data: bytes | None = None,
+) -> None:
+    """Begins a C-STORE without asking whether command or dataset make sense."""
+    if data is None:
+        data = encode(dataset)
+        data = data[144 + int.from_bytes(data[140:144], "little") :]
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 2
+    check = _config.VALIDATORS["UI"]
+    _config.VALIDATORS["UI"] = lambda _uid: (True, "")
+    try:
+        request.AffectedSOPClassUID = sop_class or dataset.SOPClassUID
+        request.AffectedSOPInstanceUID = sop_instance or dataset.SOPInstanceUID
+        request.DataSet = BytesIO(data)
+        association._reactor_checkpoint.clear()
+        wait_for(lambda: association._is_paused, "the association to pause")
+        association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
+    finally:
+        _config.VALIDATORS["UI"] = check
+
+
+def send_raw(settings: Settings, dataset: Dataset, **changes: Any) -> Dataset:
+    """A C-STORE as `begin_raw` makes it; returns its answer."""
+    with associate(settings, dataset) as association:
+        begin_raw(association, dataset, **changes)
+        _, response = association.dimse.get_msg(block=True)
+        association._reactor_checkpoint.set()
+        answer: Dataset = association._check_received_status(response)
+        return answer

@@ -168,8 +168,9 @@ def test_to_model_is_an_average_then_linear_interpolation(geometry: Geometry, se
     y = (centres - max(upright_shape) / 2 + upright_shape[0] / 2) / shrink - 0.5
     x = (centres - max(upright_shape) / 2 + upright_shape[1] / 2) / shrink - 0.5
     found = geometry.to_model(turned(upright, geometry.orientation))
-    inside = geometry.inside()
-    assert np.abs(found - linear(means, y, x))[inside].max() < 5e-4
+    # at the right and lower edge a remainder of less than `shrink` pixels is left out
+    in_blocks = ((y <= rows - 0.5)[:, None] & (x <= columns - 0.5)[None, :]) & geometry.inside()
+    assert np.abs(found - linear(means, y, x))[in_blocks].max() < 5e-4
 
 
 @given(geometries(longest=900))

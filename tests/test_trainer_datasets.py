@@ -106,9 +106,7 @@ def test_boxes_are_read_in_the_model_frame_and_only_for_positives(rsna: Path) ->
 
 def test_the_trainer_proper_cannot_reach_the_boxes() -> None:
     folder = Path(find_cases.__code__.co_filename).parent
-    users = {
-        path.name for path in folder.glob("*.py") if "read_boxes" in path.read_text("utf-8")
-    }
+    users = {path.name for path in folder.glob("*.py") if "read_boxes" in path.read_text("utf-8")}
     assert users == {"datasets.py", "evaluate.py"}
 
 
@@ -194,8 +192,8 @@ def test_contradictions_in_nih_tables(nih: Path) -> None:
 
 
 @pytest.mark.realdata
-def test_the_real_sets(real_sets: tuple[Path, Path]) -> None:
-    cases = find(*real_sets, share=0.15)
+def test_the_real_sets(real_data: Path) -> None:
+    cases = find(real_data / "nih-mini", real_data / "rsna-mini", share=0.15)
     assert sum(case.split == "test" for case in cases) == 117
     patients = {split: {c.patient for c in cases if c.split == split} for split in
                 ("train", "validation", "test")}  # fmt: skip

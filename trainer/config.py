@@ -18,8 +18,9 @@ class TrainingConfig:
     weights. size: side of the model's input in pixels. batch: images a step. seed: of everything
     random. threads: CPU threads; they change the last digits of a sum, so they are recorded too.
 
-    classifier_*: fine-tuning of the target model by AdamW with a cosine schedule. patience: epochs
-    without a better validation AUC before it stops. label_smoothing: 0 to 0.5. mirror: left and
+    classifier_*: fine-tuning of the target model by AdamW with a cosine schedule. average: share of
+    the running average of its weights that stays at each step. patience: epochs without a better
+    validation AUC before it stops. label_smoothing: 0 to 0.5. mirror: left and
     right may be exchanged by augmentation.
 
     mask_*: training of the explanation module by Prodigy. area_weight: λ₁ of equation (2).
@@ -40,8 +41,9 @@ class TrainingConfig:
     validation_share: float = 0.15
 
     classifier_epochs: int = 12
-    classifier_lr: float = 4e-4
+    classifier_lr: float = 6e-4
     classifier_weight_decay: float = 0.02
+    average: float = 0.95
     patience: int = 5
     label_smoothing: float = 0.1
     mirror: bool = False

@@ -44,6 +44,7 @@ def run(config: TrainingConfig, folders: Sequence[Path], out: Path, progress: Pr
         raise TrainingError(f"{out} is not empty; choose a new folder")
     _make_repeatable(config)
     cases = find_cases(folders, target=config.target, validation_share=config.validation_share)
+    network = build_network(config)
     train, validation = (_load(cases, split, config, progress) for split in ("train", "validation"))
     record_folder = out / "run"
     record_folder.mkdir(parents=True)
@@ -54,7 +55,6 @@ def run(config: TrainingConfig, folders: Sequence[Path], out: Path, progress: Pr
         report.write_metrics(record_folder / "metrics.csv", epochs)
         report.draw_curves(record_folder / "curves.png", epochs)
 
-    network = build_network(config)
     train_classifier(network, train, validation, config, progress, record)
     train_explanation_module(network, train, validation, config, progress, record)
     change = round_to_half(network, validation)

@@ -1,0 +1,334 @@
+"""Listener: negotiation, the answers on the wire, what is kept. Over real associations."""
+
+import ast
+import hashlib
+import shutil
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+    generate_uid,
+)
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import Verification
+from service_kit import (
+    associate,
+    begin_raw,
+    encode,
+    free_port,
+    radiograph,
+    send,
+    send_raw,
+    wait_for,
+)
+
+from nemt_dicom import listener
+from nemt_dicom.child import Child
+from nemt_dicom.config import Settings
+from nemt_dicom.errors import Reason
+from nemt_dicom.header import dataset_offset
+from nemt_dicom.listener import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, run_listener
+from nemt_dicom.records import Instance
+from nemt_dicom.spool import Spool, prepare_state_dir
+from nemt_dicom.store import Store
+
+
+@dataclass
+class Running:
+    """A listener process and its state."""
+
+    settings: Settings
+    child: Child
+
+    @property
+    def state_dir(self) -> Path:
+        return self.settings.state.dir
+
+    def instance(self, uid: str) -> list[Instance]:
+        store = Store(self.state_dir, read_only=True)
+        try:
+            return store.instances(sop_instance_uid=uid)
+        finally:
+            store.close()
+
+    def temporaries(self) -> list[Path]:
+        return list((self.state_dir / "spool" / "tmp" / "listener").iterdir())
+
+
+def start(folder: Path, **changes: object) -> Running:
+    settings = Settings.model_validate(
+        {
+            "state": {"dir": folder / "state"},
+            "listener": {"port": free_port(), "min_free_mb": 0, **changes},
+            "input": {"max_megapixels": 1},
+        }
+    )
+    prepare_state_dir(settings.state.dir)
+    Store(settings.state.dir).close()
+    Spool(settings.state.dir, process="serve").prepare()
+    child = Child("listener", settings)
+    child.start(run_listener)
+    wait_for(lambda: child.poll() is not None or child.report, "the listener")
+    return Running(settings, child)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    up = start(tmp_path_factory.mktemp("listener"), max_object_mb=1)
+    yield up
+    up.child.kill()
+    up.child.close()
+
+
+@pytest.fixture
+def special(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Starts listeners with other settings."""
+    started = []
+
+    def begin(**changes: object) -> Running:
+        started.append(start(tmp_path, **changes))
+        return started[-1]
+
+    yield begin
+    for up in started:
+        up.child.kill()
+        up.child.close()
+
+
+def test_echo(running):
+    ae = AE()
+    ae.add_requested_context(Verification)
+    listening = running.settings.listener
+    association = ae.associate(listening.host, listening.port, ae_title=listening.ae_title)
+    assert association.send_c_echo().Status == 0x0000
+    association.release()
+
+
+def test_offers_what_it_says_and_nothing_else(running):
+    refused = (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
+    listening = running.settings.listener
+    for sop_class in (*STORAGE_SOP_CLASSES, CTImageStorage, SegmentationStorage):
+        ae = AE()
+        for syntax in (*TRANSFER_SYNTAXES, *refused):
+            ae.add_requested_context(sop_class, syntax)
+        ae.add_requested_context(Verification)
+        association = ae.associate(listening.host, listening.port, ae_title=listening.ae_title)
+        accepted = {
+            context.transfer_syntax[0]
+            for context in association.accepted_contexts
+            if context.abstract_syntax == sop_class
+        }
+        association.release()
+        assert accepted == (set(TRANSFER_SYNTAXES) if sop_class in STORAGE_SOP_CLASSES else set())
+
+
+@pytest.mark.parametrize(
+    ("titles", "diagnostic"),
+    [({"called": "OTHER"}, 0x07), ({"calling": "STRANGER"}, 0x03)],
+    ids=["called", "calling"],
+)
+def test_unknown_titles_are_rejected(special, titles, diagnostic):
+    up = special(allowed_calling_ae_titles=["SENDER"])
+    with associate(up.settings, radiograph(), **titles) as association:
+        assert association.is_rejected
+        answer = association.acceptor.primitive
+        assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, diagnostic)
+    assert send(up.settings, radiograph()) == [0x0000]
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_what_was_sent_is_kept_byte_for_byte(running, syntax):
+    dataset = radiograph()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    assert send(running.settings, dataset) == [0x0000]
+    (item,) = running.instance(dataset.SOPInstanceUID)
+    assert (item.state, item.sop_class_uid) == ("queued", dataset.SOPClassUID)
+    spool = Spool(running.state_dir, process="test")
+    kept = spool.path(item.blob)
+    sent = encode(dataset)
+    with kept.open("rb") as file:
+        start_kept = dataset_offset(file)
+    start_sent = 144 + struct.unpack("<I", sent[140:144])[0]
+    assert kept.read_bytes()[start_kept:] == sent[start_sent:]
+    assert hashlib.sha256(kept.read_bytes()).hexdigest() == item.blob
+    assert hashlib.sha256(sent[start_sent:]).hexdigest() == item.content_digest
+    assert running.temporaries() == []
+
+
+def test_duplicates_and_conflicts_are_acknowledged(running):
+    dataset = radiograph()
+    assert send(running.settings, dataset, dataset) == [0x0000, 0x0000]
+    dataset.PatientID = "another content"
+    assert send(running.settings, dataset) == [0x0000]
+    assert [i.state for i in running.instance(dataset.SOPInstanceUID)] == ["queued", "conflict"]
+    assert running.temporaries() == []
+
+
+REFUSALS = {
+    "path as UID": ({"SOPInstanceUID": "../../../tmp/x"}, 0xA900, Reason.INVALID_UID),
+    "absolute path as UID": ({"SOPInstanceUID": "/tmp/x"}, 0xA900, Reason.INVALID_UID),
+    "long UID": ({"SOPInstanceUID": "1." + "2" * 66}, 0xA900, Reason.INVALID_UID),
+    "line end in UID": ({"SOPInstanceUID": "1.2\n3"}, 0xA900, Reason.INVALID_UID),
+    "study": ({"StudyInstanceUID": "../1"}, 0xA900, Reason.INVALID_UID),
+    "no rows": ({"Rows": None}, 0xA900, Reason.MISSING_ATTRIBUTE),
+    "no columns": ({"Columns": None}, 0xA900, Reason.MISSING_ATTRIBUTE),
+    "no study": ({"StudyInstanceUID": None}, 0xA900, Reason.MISSING_ATTRIBUTE),
+    "no pixels": ({"PixelData": None}, 0xA900, Reason.NO_PIXEL_DATA),
+    "short pixels": ({"PixelData": b"\0" * 100}, 0xC000, Reason.INVALID_SIZE),
+    "no size": ({"Rows": 0}, 0xC000, Reason.INVALID_SIZE),
+    "too large": ({"Rows": 60000, "Columns": 60000}, 0xC000, Reason.TOO_LARGE),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "reason"), REFUSALS.values(), ids=REFUSALS.keys()
+)
+@pytest.mark.filterwarnings("ignore")
+def test_refusals_on_the_wire(running, change, status, reason):
+    uid = generate_uid()
+    dataset = radiograph(uid=uid)
+    for keyword, value in change.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    answer = send_raw(running.settings, dataset)
+    assert answer.Status == status
+    assert len(answer.ErrorComment) <= 64
+    assert str(reason) in answer.ErrorComment
+    shown = str(dataset.SOPInstanceUID).replace("\n", "\\x0a")[:64]
+    (item,) = running.instance(shown)
+    assert (item.state, item.reason, item.blob) == ("refused", str(reason), None)
+    assert running.temporaries() == []
+
+
+def test_command_and_dataset_must_agree(running):
+    for difference in (
+        {"sop_instance": generate_uid()},
+        {"sop_class": SecondaryCaptureImageStorage},
+        {"sop_class": "1.2.3"},
+    ):
+        dataset = radiograph()
+        answer = send_raw(running.settings, dataset, **difference)
+        assert answer.Status == 0xA900
+        uid = difference.get("sop_instance", dataset.SOPInstanceUID)
+        assert [item.reason for item in running.instance(uid)] == ["uid_mismatch"]
+
+
+def test_unparsable_and_missing_datasets(running):
+    dataset = radiograph()
+    answer = send_raw(running.settings, dataset, data=b"\xff" * 1000)
+    assert answer.Status == 0xC000
+    assert "ZZPHI" not in answer.ErrorComment
+    assert send_raw(running.settings, radiograph(), data=b"").Status in (0xA900, 0xC000)
+
+
+def test_refused_content_can_be_sent_corrected(running):
+    dataset = radiograph()
+    rows = dataset.Rows
+    dataset.Rows = 0
+    assert send(running.settings, dataset) == [0xC000]
+    assert send(running.settings, dataset) == [0xC000]
+    dataset.Rows = rows
+    assert send(running.settings, dataset) == [0x0000]
+    states = [(i.state, i.duplicates) for i in running.instance(dataset.SOPInstanceUID)]
+    assert states == [("refused", 1), ("queued", 0)]
+
+
+def test_no_room_is_no_loss(special):
+    up = special(min_free_mb=10**9)
+    dataset = radiograph()
+    assert send(up.settings, dataset) == [0xA700]
+    assert up.instance(dataset.SOPInstanceUID) == []
+    assert up.temporaries() == []
+
+
+def test_a_database_that_fails_is_not_acknowledged(special):
+    up = special()
+    shutil.rmtree(up.state_dir / "spool" / "blob")
+    (up.state_dir / "spool" / "blob").touch()  # no blob can be stored
+    dataset = radiograph()
+    assert send(up.settings, dataset) == [0xA700]
+    assert up.instance(dataset.SOPInstanceUID) == []
+
+
+def test_dataset_over_the_limit_ends_the_association(running):
+    dataset = radiograph(size=1000)  # 2 MB, 1 is allowed
+    assert send(running.settings, dataset) == [None]
+    wait_for(lambda: not running.temporaries(), "an empty tmp")
+    assert send(running.settings, radiograph()) == [0x0000]
+
+
+def test_peer_that_vanishes_leaves_nothing(running):
+    dataset = radiograph(size=400)
+    for _ in range(5):
+        with associate(running.settings, dataset) as association:
+            connection = association.dul.socket.socket
+            sent = threading.Event()
+            association.bind(evt.EVT_DATA_SENT, lambda _event: sent.set())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            begin_raw(association, dataset)
+            sent.wait()
+            wait_for(running.temporaries, "the dataset to arrive")
+            connection.close()
+            association.kill()
+        wait_for(lambda: not running.temporaries(), "an empty tmp")
+    assert running.instance(dataset.SOPInstanceUID) == []
+
+
+def test_many_senders_at_once(running):
+    datasets = [[radiograph() for _ in range(4)] for _ in range(6)]
+    statuses: list[list[int | None]] = []
+    threads = [
+        threading.Thread(target=lambda part=part: statuses.append(send(running.settings, *part)))
+        for part in datasets
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [[0x0000] * 4] * 6
+    for dataset in sum(datasets, []):
+        assert len(running.instance(dataset.SOPInstanceUID)) == 1
+
+
+def test_port_that_is_taken(special):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        up = special(port=other.getsockname()[1])
+        wait_for(lambda: up.child.poll() is not None, "the end of the listener")
+        assert up.child.report is not None
+        assert "Address already in use" in up.child.report.failure
+
+
+def test_every_refusal_of_the_header_has_a_status():
+    header = Path(listener.__file__).with_name("header.py").read_text("utf-8")
+    receiver = Path(listener.__file__).with_name("receiver.py").read_text("utf-8")
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(header + receiver))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "Reason"
+    }
+    assert {Reason[name] for name in used} <= set(listener.REFUSAL_STATUS)
+
+
+def test_there_is_one_place_that_acknowledges():
+    tree = ast.parse(Path(listener.__file__).read_text("utf-8"))
+    names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    assert names.count("SUCCESS") == 2  # its definition, and one return
+    returned = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
+    assert not [value for value in returned if isinstance(value, ast.Constant) and value.value == 0]

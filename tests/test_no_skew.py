@@ -1,0 +1,88 @@
+"""A training example and the served tensor of the same file are bit-identical."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from synthetic_sets import write_nih, write_rsna
+
+from nemt_dicom.bundle import Bundle
+from nemt_dicom.config import ExplanationSettings, InputSettings
+from nemt_dicom.explainer import Explainer
+from nemt_dicom.pipeline import read_source
+from nemt_dicom.radiograph import Radiograph
+from trainer.datasets import Case, find_cases, load_examples
+
+
+def served_tensors(explainer: Explainer, radiographs: list[Radiograph], seen) -> list[np.ndarray]:
+    """What reaches the network when these are explained."""
+    seen.clear()
+    explainer.explain(radiographs)
+    return list(seen[0])
+
+
+@pytest.fixture
+def explainer(random_bundle: Bundle) -> Explainer:
+    return Explainer(random_bundle, ExplanationSettings(device="cpu"))
+
+
+@pytest.fixture
+def seen(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The images given to the network, as numpy."""
+    images: list[np.ndarray] = []
+    explain = explainer.network.explain
+
+    def watched(batch: torch.Tensor):
+        images.append(batch.numpy().copy())
+        return explain(batch)
+
+    monkeypatch.setattr(explainer.network, "explain", watched)
+    return images
+
+
+def require_no_skew(cases: list[Case], explainer: Explainer, seen: list[np.ndarray]) -> None:
+    examples = load_examples(cases, explainer.bundle.preprocessing, done=lambda: None)
+    for case, example in zip(cases, examples.images, strict=True):
+        if case.source == "RSNA":
+            radiograph = read_source(case.path, InputSettings()).radiograph
+        else:
+            radiograph = Radiograph.from_picture(case.path)
+        (served,) = served_tensors(explainer, [radiograph], seen)
+        assert served.dtype == example.dtype == np.float32
+        assert served.tobytes() == example.tobytes(), case.path.name
+
+
+def test_synthetic_files(tmp_path: Path, explainer: Explainer, seen: list[np.ndarray]) -> None:
+    folders = [write_rsna(tmp_path / "rsna"), write_nih(tmp_path / "nih")]
+    cases = find_cases(folders, target="pneumonia", validation_share=0.4)
+    require_no_skew(list(cases), explainer, seen)
+
+
+def test_a_file_that_came_over_the_network_gives_the_same_example(
+    tmp_path: Path, explainer: Explainer, seen: list[np.ndarray]
+) -> None:
+    """A receiver writes its own file meta and may re-encode the header: the tensor stays."""
+    case = find_cases([write_rsna(tmp_path / "rsna")], target="pneumonia", validation_share=0.4)[0]
+    example = load_examples([case], explainer.bundle.preprocessing, done=lambda: None).images[0]
+    ds = pydicom.dcmread(case.path)
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    buffer = BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    sent = pydicom.dcmread(BytesIO(buffer.getvalue()))
+    radiograph = Radiograph.from_dataset(sent, InputSettings())
+    assert served_tensors(explainer, [radiograph], seen)[0].tobytes() == example.tobytes()
+
+
+@pytest.mark.realdata
+def test_real_files(real_data: Path, explainer: Explainer, seen: list[np.ndarray]) -> None:
+    cases = find_cases(
+        [real_data / "nih-mini", real_data / "rsna-mini"],
+        target="pneumonia",
+        validation_share=0.15,
+    )
+    chosen = [case for case in cases if case.source == "RSNA"][::10]
+    chosen += [case for case in cases if case.source == "NIH"][::40]
+    require_no_skew(chosen, explainer, seen)

@@ -1,0 +1,148 @@
+"""`nemt-train` from folders to a bundle that loads and explains, on a few synthetic images."""
+
+import csv
+import json
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from synthetic_sets import write_nih, write_rsna
+
+from nemt_dicom.bundle import Bundle
+from nemt_dicom.config import ExplanationSettings, InputSettings
+from nemt_dicom.explainer import Explainer
+from nemt_dicom.radiograph import Radiograph
+from trainer.cli import main
+
+QUICK = [
+    "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
+    "--classifier-epochs", "2", "--mask-epochs", "1", "--batch", "8", "--threads", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    rsna, nih = write_rsna(folder / "rsna", count=32), write_nih(folder / "nih", count=32)
+    out = folder / "bundle"
+    data = ["--data", str(rsna), "--data", str(nih)]
+    assert main([*QUICK, *data, "--out", str(out)]) == 0
+    return out
+
+
+def test_the_bundle_loads_and_explains(trained: Path) -> None:
+    bundle = Bundle.load(trained)
+    explainer = Explainer(bundle, ExplanationSettings(device="cpu"))
+    path = next((trained.parent / "rsna" / "stage_2_train_images").glob("*.dcm"))
+    radiograph = Radiograph.from_dataset(pydicom.dcmread(path), InputSettings())
+    (explanation,) = explainer.explain([radiograph])
+    assert np.isfinite(explanation.mask).all()
+    assert bundle.manifest.source_kinds == ("dicom", "picture")
+
+
+def test_the_manifest_holds_recipe_data_and_figures(trained: Path) -> None:
+    manifest = json.loads((trained / "manifest.json").read_text("utf-8"))
+    assert manifest["training"]["recipe"]["classifier_epochs"] == 2
+    assert manifest["training"]["half_precision_changes_p"] < 0.005
+    assert manifest["data"]["splits"]["RSNA test"] == {
+        "images": 16, "positives": 8, "patients": 16,
+    }  # fmt: skip
+    metrics = manifest["metrics"]
+    for figure in (metrics["auc"]["all"], metrics["mask_area"]["positives"]):
+        assert figure["low"] <= figure["value"] <= figure["high"]
+    methods = set(metrics["localisation"])
+    assert {"explanation module", "mean of the training boxes", "random"} < methods
+    assert metrics["localisation"]["random"]["mass"]["value"] == pytest.approx(
+        metrics["box_share"], abs=0.02
+    )
+    assert sum(metrics["boxed_verdicts"].values()) == 8
+
+
+def test_the_card_says_what_it_must_and_names_no_folder(trained: Path) -> None:
+    card = (trained / "MODEL_CARD.md").read_text("utf-8")
+    for text in (
+        "Not for clinical use",
+        "Wang et al.",
+        "Shih et al.",
+        "95 %",
+        "commit",
+        "Bootstrap".lower(),
+    ):
+        assert text in card
+    for text in (card, (trained / "manifest.json").read_text("utf-8")):
+        assert str(trained.parent) not in text
+
+
+def test_the_run_folder(trained: Path) -> None:
+    with (trained / "run" / "metrics.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["part"] for row in rows} == {"classifier", "explanation module"}
+    for name in ("curves.png", "masks.png"):
+        assert (trained / "run" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_seed_gives_the_same_bundle(trained: Path) -> None:
+    folder = trained.parent
+    data = ["--data", str(folder / "rsna"), "--data", str(folder / "nih")]
+    again = folder / "again"
+    assert main([*QUICK, *data, "--out", str(again)]) == 0
+    name = "model.safetensors"
+    assert (again / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_out_must_be_new(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*QUICK, "--data", str(trained.parent / "nih"), "--out", str(trained)]
+    assert main(arguments) == 1
+    assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--target": "melanoma"}, "no NIH label"),
+        ({"--data": "nowhere"}, "neither RSNA"),
+        ({"--label-smoothing": "0.5"}, "label smoothing"),
+        ({"--area-weight": "0"}, "area weight"),
+        ({"--batch": "0"}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_trained_fails_with_a_reason(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change, message: str
+) -> None:
+    options = {"--data": str(trained.parent / "nih"), "--out": str(tmp_path / "new")}
+    options |= dict(zip(QUICK[::2], QUICK[1::2], strict=False)) if False else {}
+    arguments = [*QUICK, *(part for item in (options | change).items() for part in item)]
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_imagenet_weights_are_for_one_backbone(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [part for part in QUICK if part != "--random-init"]
+    data = ["--data", str(trained.parent / "nih"), "--out", str(tmp_path / "new")]
+    assert main([*arguments, *data]) == 1
+    assert "--random-init" in capsys.readouterr().err
+
+
+def test_wrong_usage_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--target", "pneumonia"])
+    assert ended.value.code == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert "Boxes never take part in training" in capsys.readouterr().out
+
+
+def test_the_distribution_owns_the_name_trainer() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))
+    assert "trainer" in project["tool"]["setuptools"]["packages"]
+    owners = packages_distributions().get("trainer", [])
+    if not owners:
+        pytest.skip("nemt-dicom is not installed here")
+    assert set(owners) == {"nemt-dicom"}
