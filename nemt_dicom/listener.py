@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pydicom.config
 from pydicom import Dataset
@@ -34,6 +35,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE, _config, evt
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
 
@@ -117,9 +119,11 @@ class Listener:
         self._settings = settings.listener
         self._receiver = receiver
         self._under_way = 0
-        self._counting = threading.Lock()
+        self._lock = threading.Lock()
         self._ae = _application_entity(self._settings)
         self._server: _Server | None = None
+        # Files of complete datasets that wait for `_on_store`, by association, oldest first.
+        self._waiting: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
 
     def start(self) -> None:
         """Raises `StateError` where the address cannot be bound."""
@@ -127,7 +131,8 @@ class Listener:
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_REJECTED, _on_rejected),
             (evt.EVT_DATA_RECV, self._on_data),
-            (evt.EVT_CONN_CLOSE, _on_close),
+            (evt.EVT_DIMSE_RECV, self._on_message),
+            (evt.EVT_CONN_CLOSE, self._on_close),
         ]
         address = (self._settings.host, self._settings.port)
         try:
@@ -154,8 +159,11 @@ class Listener:
     def _on_store(self, event: evt.Event) -> Dataset | int:
         """Handles a C-STORE request; returns its status (PS3.7 section 9.1.1.1.9)."""
         name = instance_name(str(event.request.AffectedSOPInstanceUID))
-        with self._counting:
+        with self._lock:
             self._under_way += 1
+            waiting = self._waiting.get(event.assoc)
+            if waiting:  # not where the connection has closed meanwhile
+                waiting.pop(0)
         try:
             receipt = self._keep(event)
         except Refused as refusal:
@@ -168,7 +176,7 @@ class Listener:
             LOGGER.error("not stored instance %s: %s", name, describe_error(error))
             return _failure(PROCESSING_FAILURE, "internal error, send again later")
         finally:
-            with self._counting:
+            with self._lock:
                 self._under_way -= 1
         LOGGER.info("received instance %s: %s", name, receipt)
         return SUCCESS  # the only place where an instance is acknowledged
@@ -190,6 +198,20 @@ class Listener:
         if received is not None and received.tell() > self._settings.max_object_mb * 1_000_000:
             LOGGER.warning("aborted an association: a dataset is over the limit")
             event.assoc.abort(block=False)  # this is the thread that has to send it
+
+    def _on_message(self, event: evt.Event) -> None:
+        if isinstance(event.message, C_STORE_RQ):
+            with self._lock:
+                self._waiting.setdefault(event.assoc, []).append(event.message._data_set_file)
+
+    def _on_close(self, event: evt.Event) -> None:
+        """Removes files that nobody will handle any more; pynetdicom leaves them."""
+        with self._lock:
+            files = [*self._waiting.pop(event.assoc, []), _partial_file(event.assoc)]
+        for file in files:
+            if file is not None:
+                file.close()
+                Path(file.name).unlink(missing_ok=True)
 
 
 def _application_entity(settings: ListenerSettings) -> AE:
@@ -216,15 +238,6 @@ def _on_rejected(event: evt.Event) -> None:
         asked.called_ae_title,
         requestor.address,
     )
-
-
-def _on_close(event: evt.Event) -> None:
-    """Removes the files of a peer that went away in the middle; pynetdicom leaves them."""
-    waiting = [primitive._dataset_file for _, primitive in list(event.assoc.dimse.msg_queue.queue)]
-    for file in (_partial_file(event.assoc), *waiting):
-        if file is not None:
-            file.close()
-            Path(file.name).unlink(missing_ok=True)
 
 
 def _partial_file(association: Any) -> Any:

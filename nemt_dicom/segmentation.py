@@ -141,7 +141,11 @@ def _set_plane_geometry(dataset: Dataset, origin: Origin) -> None:
         measures.SpacingBetweenSlices = 1
         position = Dataset()
         position.ImagePositionPatient = [0, 0, 0]
-        dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence = [position]
+        frame = dataset.PerFrameFunctionalGroupsSequence[0]
+        frame.PlanePositionSequence = [position]
+        if "SegmentIdentificationSequence" in shared:  # dwv looks for it in the frame
+            frame.SegmentIdentificationSequence = shared.SegmentIdentificationSequence
+            del shared.SegmentIdentificationSequence
         _set_two_dimensions(dataset)
     shared.PixelMeasuresSequence = [measures]
     orientation = Dataset()

@@ -224,6 +224,17 @@ def send(settings: Settings, *datasets: Dataset) -> list[int | None]:
         return statuses
 
 
+@contextlib.contextmanager
+def any_uid_goes() -> Iterator[None]:
+    """Lets pynetdicom send and read UIDs that are not valid."""
+    check = _config.VALIDATORS["UI"]
+    _config.VALIDATORS["UI"] = lambda _uid: (True, "")
+    try:
+        yield
+    finally:
+        _config.VALIDATORS["UI"] = check
+
+
 def begin_raw(
     association: Association,
     dataset: Dataset,
@@ -238,22 +249,17 @@ def begin_raw(
         data = data[144 + int.from_bytes(data[140:144], "little") :]
     request = C_STORE()
     request.MessageID, request.Priority = 1, 2
-    check = _config.VALIDATORS["UI"]
-    _config.VALIDATORS["UI"] = lambda _uid: (True, "")
-    try:
-        request.AffectedSOPClassUID = sop_class or dataset.SOPClassUID
-        request.AffectedSOPInstanceUID = sop_instance or dataset.SOPInstanceUID
-        request.DataSet = BytesIO(data)
-        association._reactor_checkpoint.clear()
-        wait_for(lambda: association._is_paused, "the association to pause")
-        association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
-    finally:
-        _config.VALIDATORS["UI"] = check
+    request.AffectedSOPClassUID = sop_class or dataset.SOPClassUID
+    request.AffectedSOPInstanceUID = sop_instance or dataset.SOPInstanceUID
+    request.DataSet = BytesIO(data)
+    association._reactor_checkpoint.clear()
+    wait_for(lambda: association._is_paused, "the association to pause")
+    association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
 
 
 def send_raw(settings: Settings, dataset: Dataset, **changes: Any) -> Dataset:
     """A C-STORE as `begin_raw` makes it; returns its answer."""
-    with associate(settings, dataset) as association:
+    with any_uid_goes(), associate(settings, dataset) as association:
         begin_raw(association, dataset, **changes)
         _, response = association.dimse.get_msg(block=True)
         association._reactor_checkpoint.set()

@@ -51,7 +51,7 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def write_rsna(folder: Path, *, count: int = 16, first_patient: int = 0) -> Path:
+def write_rsna(folder: Path, *, count: int = 32, first_patient: int = 0) -> Path:
     """Every second image is positive with one box; the last half is the test split."""
     (folder / "stage_2_train_images").mkdir(parents=True)
     labels: list[dict[str, object]] = []
@@ -76,7 +76,7 @@ def write_rsna(folder: Path, *, count: int = 16, first_patient: int = 0) -> Path
     return folder
 
 
-def write_nih(folder: Path, *, count: int = 16, first_patient: int = 100) -> Path:
+def write_nih(folder: Path, *, count: int = 32, first_patient: int = 100) -> Path:
     """Every second image is labelled Pneumonia; the last quarter is the test split."""
     (folder / "images").mkdir(parents=True)
     rows: list[dict[str, object]] = []

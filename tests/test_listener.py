@@ -219,7 +219,6 @@ def test_command_and_dataset_must_agree(running):
     for difference in (
         {"sop_instance": generate_uid()},
         {"sop_class": SecondaryCaptureImageStorage},
-        {"sop_class": "1.2.3"},
     ):
         dataset = radiograph()
         answer = send_raw(running.settings, dataset, **difference)
@@ -228,12 +227,21 @@ def test_command_and_dataset_must_agree(running):
         assert [item.reason for item in running.instance(uid)] == ["uid_mismatch"]
 
 
-def test_unparsable_and_missing_datasets(running):
+def test_unparsable_datasets(running):
     dataset = radiograph()
     answer = send_raw(running.settings, dataset, data=b"\xff" * 1000)
     assert answer.Status == 0xC000
     assert "ZZPHI" not in answer.ErrorComment
-    assert send_raw(running.settings, radiograph(), data=b"").Status in (0xA900, 0xC000)
+    assert send_raw(running.settings, radiograph(), data=b"\0").Status == 0xC000
+
+
+def test_unknown_sop_class_in_the_command_ends_the_association(running):
+    with associate(running.settings, dataset := radiograph()) as association:
+        begin_raw(association, dataset, sop_class="1.2.3")
+        association._reactor_checkpoint.set()
+        wait_for(lambda: association.is_aborted, "the end of the association")
+    wait_for(lambda: not running.temporaries(), "an empty tmp")
+    assert running.instance(dataset.SOPInstanceUID) == []
 
 
 def test_refused_content_can_be_sent_corrected(running):

@@ -322,6 +322,7 @@ def test_seg_plane_geometry() -> None:
     assert list(orientation) == [1, 0, 0, 0, 1, 0]
     frame = with_spacing.PerFrameFunctionalGroupsSequence[0]
     assert list(frame.PlanePositionSequence[0].ImagePositionPatient) == [0, 0, 0]
+    assert frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber == 1
     assert len(with_spacing.DimensionIndexSequence) == 2
     for header in (source(), source(PixelSpacing=[0, 0]), source(ImagerPixelSpacing=[0.1, 0.1])):
         ds = seg(header=header)

@@ -26,7 +26,7 @@ QUICK = [
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets")
-    rsna, nih = write_rsna(folder / "rsna", count=32), write_nih(folder / "nih", count=32)
+    rsna, nih = write_rsna(folder / "rsna", count=32), write_nih(folder / "nih")
     out = folder / "bundle"
     data = ["--data", str(rsna), "--data", str(nih)]
     assert main([*QUICK, *data, "--out", str(out)]) == 0
@@ -113,7 +113,6 @@ def test_what_cannot_be_trained_fails_with_a_reason(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change, message: str
 ) -> None:
     options = {"--data": str(trained.parent / "nih"), "--out": str(tmp_path / "new")}
-    options |= dict(zip(QUICK[::2], QUICK[1::2], strict=False)) if False else {}
     arguments = [*QUICK, *(part for item in (options | change).items() for part in item)]
     assert main(arguments) == 1
     assert message in capsys.readouterr().err

@@ -156,7 +156,9 @@ def train_classifier(
         model.parameters(), lr=config.classifier_lr, weight_decay=config.classifier_weight_decay
     )
     average = AveragedModel(
-        model, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True
+        model,
+        multi_avg_fn=get_ema_multi_avg_fn(config.average),  # type: ignore[no-untyped-call]
+        use_buffers=True,
     )
     generator = torch.Generator().manual_seed(config.seed)
     total = config.classifier_epochs * len(batches(len(labels), config.batch, generator))
