@@ -270,7 +270,8 @@ def _sections() -> str:
 
 def _section_model(section: str) -> type[BaseModel]:
     model = Settings.model_fields[section].annotation
-    assert isinstance(model, type) and issubclass(model, BaseModel)
+    assert isinstance(model, type)
+    assert issubclass(model, BaseModel)
     return model
 
 

@@ -24,7 +24,7 @@ LOGGER = logging.getLogger(__name__)
 
 POLL = 0.05  # seconds between looks at the database while idle; each costs 3 us
 STOP_PATIENCE = 5.0  # seconds for a C-STORE under way to end
-REQUERY = 1.0  # seconds after which retries that have become due are looked for
+REQUERY = 0.25  # seconds after which retries that have become due are looked for
 
 
 class Courier:

@@ -64,7 +64,7 @@ class Explainer:
 
     @torch.inference_mode()
     def _infer(self, tensors: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, 1, S, S) twice -> p (B,), mask (B, 1, S, S), p occluded (B,), p kept (B,), on the CPU.
+        """Images (B, 1, S, S) -> p (B,), mask (B, 1, S, S), p occluded (B,), p kept (B,).
 
         inside: bool, False for the black beside the image, which is no part of a segment.
         """

@@ -11,6 +11,7 @@ import socketserver
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -144,7 +145,8 @@ class Listener:
                 "or stop the program that uses it"
             ) from error
         self._server = server
-        threading.Thread(target=server.serve_forever, name="AcceptorServer", daemon=True).start()
+        accept = partial(server.serve_forever, poll_interval=0.2)
+        threading.Thread(target=accept, name="AcceptorServer", daemon=True).start()
 
     def stop(self) -> None:
         """Takes no new connection, lets C-STORE operations end, then closes all associations."""

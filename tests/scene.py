@@ -61,8 +61,7 @@ def turned(upright: np.ndarray, orientation: tuple[str, str]) -> np.ndarray:
     Written as a table of coordinates on purpose: it shares nothing with the code under test.
     """
     rows, columns = upright.shape
-    across, down = orientation
-    sideways = across in "LR"
+    sideways = orientation[0] in "LR"
     shape = (rows, columns) if sideways else (columns, rows)
     r, c = np.indices(shape)
     to_left, to_feet = (c, r) if sideways else (r, c)
@@ -102,7 +101,7 @@ class Recipe:
 
     @property
     def shown(self) -> np.ndarray:
-        """(rows, columns) what a display shows, upright, without margin; SIGMOID never saturates."""
+        """(rows, columns) what a display shows, upright, no margin; SIGMOID never saturates."""
         return 0.02 + 0.96 * scene() if self.voi == "SIGMOID" else scene()
 
 

@@ -26,6 +26,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 
 from nemt_dicom.config import Settings
@@ -149,6 +150,7 @@ class Pacs:
     received: dict[str, list[str]] = field(default_factory=dict)
     associations: int = 0
     lock: Any = field(default_factory=threading.Lock)
+    ae: Any = None
 
     @contextlib.contextmanager
     def running(self, syntaxes: Sequence[str] | None = None) -> Iterator["Pacs"]:
@@ -156,12 +158,24 @@ class Pacs:
         default = [ImplicitVRLittleEndian, ExplicitVRLittleEndian]
         ae.add_supported_context(SecondaryCaptureImageStorage, list(syntaxes or default))
         handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_ESTABLISHED, self._count)]
+        self.ae = ae
         server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
         try:
             yield self
         finally:
             ae.shutdown()
             server.server_close()
+
+    def accept_title(self, *calling: str) -> None:
+        """Rejects associations of other calling AE titles."""
+        self.ae.require_calling_aet = list(calling)
+
+    def open_associations(self) -> list[Association]:
+        return list(self.ae.active_associations)
+
+    def abort_all(self) -> None:
+        for association in self.open_associations():
+            association.abort()
 
     def _count(self, _event: evt.Event) -> None:
         self.associations += 1
@@ -242,8 +256,11 @@ def begin_raw(
     sop_class: str | None = None,
     sop_instance: str | None = None,
     data: bytes | None = None,
+    fragments: int | None = None,
 ) -> None:
-    """Begins a C-STORE without asking whether command or dataset make sense."""
+    """Begins a C-STORE without asking whether command or dataset make sense; with `fragments`, of
+    16 kB, only so many are sent.
+    """
     if data is None:
         data = encode(dataset)
         data = data[144 + int.from_bytes(data[140:144], "little") :]
@@ -254,7 +271,11 @@ def begin_raw(
     request.DataSet = BytesIO(data)
     association._reactor_checkpoint.clear()
     wait_for(lambda: association._is_paused, "the association to pause")
-    association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
+    message = C_STORE_RQ()
+    message.primitive_to_message(request)
+    context = association.accepted_contexts[0].context_id
+    for part in list(message.encode_msg(context, 16384))[:fragments]:
+        association.dul.send_pdu(part)
 
 
 def send_raw(settings: Settings, dataset: Dataset, **changes: Any) -> Dataset:

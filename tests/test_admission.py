@@ -1,5 +1,6 @@
-"""Which datasets are taken: a row for every refusal, a row for what comes near one and must pass."""
+"""Which datasets are taken: a row for every refusal, a row for every near miss that must pass."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,12 +21,12 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
+from scene import Recipe, code, plain, write
 
 from nemt_dicom.admission import admit, age_years
 from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import Reason, Refused
 from nemt_dicom.radiograph import Radiograph
-from scene import Recipe, code, plain, write
 
 CR, SC = ComputedRadiographyImageStorage, SecondaryCaptureImageStorage
 
@@ -205,7 +206,7 @@ def test_smallest_image_passes() -> None:
     assert Radiograph.from_dataset(ds, InputSettings()).pixels.shape == (32, 320)
 
 
-# --- what the configuration decides ------------------------------------------------------------
+# --- what the configuration decides ---
 
 
 def refusal(settings: InputSettings, **attributes: Any) -> Reason | None:
@@ -268,7 +269,7 @@ def test_age_in_years(text: str, years: float | None) -> None:
     assert found is None if years is None else found == pytest.approx(years, abs=0.01)
 
 
-# --- a message holds no patient data, and nothing else than Refused is raised ------------------
+# --- a message holds no patient data, and nothing else than Refused is raised ---
 
 
 @pytest.mark.parametrize("keyword", ["Modality", "BodyPartExamined", "ViewPosition"])
@@ -312,7 +313,11 @@ texts = st.one_of(
     st.sampled_from(["", "RECTANGULAR", "INVERSE", "SIGMOID", "LINEAR_EXACT", "nan", "1E400", "L"]),
 )
 junk = st.one_of(
-    st.none(), numbers, texts, st.binary(max_size=8), st.lists(st.one_of(numbers, texts), max_size=4)
+    st.none(),
+    numbers,
+    texts,
+    st.binary(max_size=8),
+    st.lists(st.one_of(numbers, texts), max_size=4),
 )
 
 
@@ -355,18 +360,17 @@ def test_junk_is_read_or_refused(
     ds.file_meta = SMALL.file_meta
     for keyword, value in {**attributes, **sequences}.items():
         put(ds, keyword, value)
-    try:
+    with contextlib.suppress(Refused):  # and nothing else
         radiograph = Radiograph.from_dataset(ds, STRICT)
-    except Refused as refused:
-        assert isinstance(refused.reason, Reason)
-        return
-    assert radiograph.pixels.min() >= 0
-    assert radiograph.pixels.max() <= 1
+        assert radiograph.pixels.min() >= 0
+        assert radiograph.pixels.max() <= 1
 
 
 @settings(max_examples=60)
 @given(st.data())
-@pytest.mark.parametrize("codec", ["rle", "jpeg-baseline", "jpeg-lossless-sv1", "jpegls", "jpeg2000"])
+@pytest.mark.parametrize(
+    "codec", ["rle", "jpeg-baseline", "jpeg-lossless-sv1", "jpegls", "jpeg2000"]
+)
 def test_damaged_codestream_is_read_or_refused(codec: str, data: st.DataObject) -> None:
     ds = write(Recipe(codec=codec, bits=8))
     frame = bytearray(next(pydicom.encaps.generate_frames(ds.PixelData, number_of_frames=1)))
@@ -375,7 +379,6 @@ def test_damaged_codestream_is_read_or_refused(codec: str, data: st.DataObject) 
     if codec != "jpegls":  # CharLS looks through gigabytes of zeros for the end: seconds, no harm
         frame = frame[: data.draw(st.integers(len(frame) // 2, len(frame)))]
     ds.PixelData = pydicom.encaps.encapsulate([bytes(frame)])
-    try:
-        Radiograph.from_dataset(ds, InputSettings())
-    except Refused as refused:
-        assert refused.reason in {Reason.DECODE_FAILED, Reason.NO_CONTRAST}
+    with contextlib.suppress(Refused):  # and nothing else
+        radiograph = Radiograph.from_dataset(ds, InputSettings())
+        assert radiograph.pixels.shape == (ds.Rows, ds.Columns)

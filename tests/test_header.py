@@ -203,11 +203,11 @@ def test_real_radiographs_pass(tmp_path, real_data):
     files = sorted(real_data.glob("dicom-interop/*.dcm"))
     files += sorted(real_data.glob("rsna-mini/stage_2_train_images/*.dcm"))[:40]
     assert files
-    for file in files:
-        dataset = pydicom.dcmread(file, force=True)
+    for original in files:
+        dataset, file = pydicom.dcmread(original, force=True), original
         if "TransferSyntaxUID" not in dataset.file_meta:  # as a sender would send it
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-            file = tmp_path / file.name
+            file = tmp_path / original.name
             file.write_bytes(encode(dataset))
         syntax = dataset.file_meta.TransferSyntaxUID
         header = scan_header(file, transfer_syntax_uid=syntax, max_megapixels=100)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pydicom import Dataset
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -22,7 +21,7 @@ from pydicom.uid import (
     SegmentationStorage,
     generate_uid,
 )
-from pynetdicom import AE, evt
+from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 from service_kit import (
     associate,
@@ -193,9 +192,7 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("change", "status", "reason"), REFUSALS.values(), ids=REFUSALS.keys()
-)
+@pytest.mark.parametrize(("change", "status", "reason"), REFUSALS.values(), ids=REFUSALS.keys())
 @pytest.mark.filterwarnings("ignore")
 def test_refusals_on_the_wire(running, change, status, reason):
     uid = generate_uid()
@@ -284,15 +281,11 @@ def test_peer_that_vanishes_leaves_nothing(running):
     dataset = radiograph(size=400)
     for _ in range(5):
         with associate(running.settings, dataset) as association:
-            connection = association.dul.socket.socket
-            sent = threading.Event()
-            association.bind(evt.EVT_DATA_SENT, lambda _event: sent.set())
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            begin_raw(association, dataset)
-            sent.wait()
+            begin_raw(association, dataset, fragments=3)
             wait_for(running.temporaries, "the dataset to arrive")
-            connection.close()
-            association.kill()
+            connection = association.dul.socket.socket
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()  # with a reset
         wait_for(lambda: not running.temporaries(), "an empty tmp")
     assert running.instance(dataset.SOPInstanceUID) == []
 
@@ -309,8 +302,9 @@ def test_many_senders_at_once(running):
     for thread in threads:
         thread.join()
     assert statuses == [[0x0000] * 4] * 6
-    for dataset in sum(datasets, []):
-        assert len(running.instance(dataset.SOPInstanceUID)) == 1
+    for part in datasets:
+        for dataset in part:
+            assert len(running.instance(dataset.SOPInstanceUID)) == 1
 
 
 def test_port_that_is_taken(special):

@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scene
 from hypothesis import given
 from hypothesis import strategies as st
+from scene import ORIENTATIONS, turned
 
-import scene
 from nemt_dicom.preprocess import Geometry, Preprocessing, turn_back, turn_upright
 from nemt_dicom.radiograph import UPRIGHT, Radiograph
-from scene import ORIENTATIONS, turned
 
 orientations = st.sampled_from(ORIENTATIONS)
 model_sizes = st.sampled_from([32, 45, 64, 96])
@@ -51,7 +51,7 @@ def expected_in_source(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
     return turned(linear(mask, y, x), geometry.orientation)
 
 
-# --- turning --------------------------------------------------------------------------------
+# --- turning ---
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids="-".join)
@@ -69,10 +69,12 @@ def test_turns_are_inverse(orientation: Any, rows: int, columns: int) -> None:
 
 def test_orientations_are_all_different() -> None:
     pixels = np.arange(6).reshape(2, 3)
-    assert len({turn_upright(pixels, o).tobytes() + bytes(o[0], "ascii") for o in ORIENTATIONS}) == 8
+    assert (
+        len({turn_upright(pixels, o).tobytes() + bytes(o[0], "ascii") for o in ORIENTATIONS}) == 8
+    )
 
 
-# --- model frame to source ------------------------------------------------------------------
+# --- model frame to source ---
 
 
 @given(geometries(longest=700), st.integers(0, 2**32 - 1))
@@ -136,7 +138,7 @@ def test_nan_in_the_mask_is_not_hidden() -> None:
     assert np.isnan(geometry.to_source(mask)).any()
 
 
-# --- source to model frame ------------------------------------------------------------------
+# --- source to model frame ---
 
 
 @given(geometries())
@@ -189,7 +191,7 @@ def test_point_comes_back_to_where_it_was(geometry: Geometry) -> None:
         assert abs(shift) < 0.12 * pixel
 
 
-# --- the tensor -----------------------------------------------------------------------------
+# --- the tensor ---
 
 
 def radiograph(pixels: np.ndarray, orientation: Any = UPRIGHT) -> Radiograph:

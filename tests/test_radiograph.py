@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import scene
 from PIL import Image
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from scene import GREY_LEVEL, ORIENTATIONS, Recipe, plain, turned, write
 
-import scene
 from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import DataError, Reason, Refused
 from nemt_dicom.preprocess import Preprocessing
 from nemt_dicom.radiograph import CODECS, NATIVE, UPRIGHT, Radiograph, decode, window
-from scene import GREY_LEVEL, ORIENTATIONS, Recipe, plain, turned, write
 
 PREPROCESSING = Preprocessing(size=64, low_percentile=0, high_percentile=100)
 
@@ -52,7 +52,7 @@ def check(recipe: Recipe, levels: float = 1.0) -> None:
     assert off(recipe) <= levels
 
 
-# --- golden vectors -------------------------------------------------------------------------
+# --- golden vectors ---
 
 
 @pytest.mark.parametrize("voi", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID", "lut"])
@@ -165,7 +165,7 @@ def test_overshoot_of_a_wider_lossy_codec_does_not_wrap() -> None:
     assert np.abs(read(ds).pixels - scene.scene()).max() < 0.05
 
 
-# --- stored values --------------------------------------------------------------------------
+# --- stored values ---
 
 
 def bare(stored: np.ndarray, bits: int, high_bit: int, representation: int) -> Dataset:
@@ -219,7 +219,7 @@ def test_dataset_is_left_as_it_was() -> None:
     assert before[0].getvalue() == before[1].getvalue()
 
 
-# --- against references ---------------------------------------------------------------------
+# --- against references ---
 
 
 @pytest.mark.parametrize("voi", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
@@ -312,7 +312,7 @@ def test_files_that_dcmtk_compressed(
     assert np.abs(found - expected_tensor()).max() <= levels * GREY_LEVEL
 
 
-# --- lookup tables as they are really written -------------------------------------------------
+# --- lookup tables as they are really written ---
 
 
 def with_voi_lut(table: np.ndarray, first: int, bits: int, **pixels: int) -> Dataset:
@@ -369,7 +369,7 @@ def test_table_of_65536_entries_says_zero() -> None:
     check(Recipe(bits=16, modality="lut"))
 
 
-# --- the choice among transformations -------------------------------------------------------
+# --- the choice among transformations ---
 
 
 def test_first_window_of_several_is_used() -> None:
@@ -420,7 +420,7 @@ def test_orientation_with_a_second_direction() -> None:
     assert read(plain(PatientOrientation=["RF", "FL"])).orientation == ("R", "F")
 
 
-# --- padding and collimation ----------------------------------------------------------------
+# --- padding and collimation ---
 
 PADDING = {
     "low": Recipe(margin=12, padding=(0, None)),
@@ -519,7 +519,7 @@ def test_collimation_that_makes_no_sense_is_ignored(edges: dict[str, int]) -> No
     assert read(collimated(**edges)).valid is None
 
 
-# --- refusals that need the pixels -----------------------------------------------------------
+# --- refusals that need the pixels ---
 
 
 def overflowing() -> Dataset:
@@ -602,7 +602,7 @@ def test_dataset_without_file_meta_is_refused_not_a_crash() -> None:
         read(ds)
 
 
-# --- pictures ---------------------------------------------------------------------------------
+# --- pictures ---
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -646,7 +646,7 @@ def test_picture_that_cannot_be_used(tmp_path: Path, prepare: Callable[[Path], o
         Radiograph.from_picture(path)
 
 
-# --- real radiographs -------------------------------------------------------------------------
+# --- real radiographs ---
 
 
 def real(folder: Path, name: str) -> Dataset:

@@ -65,9 +65,7 @@ class RecordingStore(Store):
 
 
 def settings_for(state_dir: Path) -> Settings:
-    return Settings.model_validate(
-        {"state": {"dir": state_dir}, "listener": {"min_free_mb": 0}}
-    )
+    return Settings.model_validate({"state": {"dir": state_dir}, "listener": {"min_free_mb": 0}})
 
 
 def received_file(spool: Spool, dataset=None) -> tuple[Path, Request]:

@@ -128,6 +128,11 @@ def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
     return [chunk for chunk in chunks if len(chunk) > 1 or len(chunks) == 1]
 
 
+def mixed_precision(config: TrainingConfig) -> torch.autocast:
+    """The precision of a training step; validation is always float32."""
+    return torch.autocast(config.device, torch.bfloat16, enabled=config.bfloat16)
+
+
 @torch.inference_mode()
 def probabilities(network: ExplainedNetwork, images: Tensor, size: int = 32) -> Tensor:
     """Probability of the target of every image: (N, 1, S, S) -> (N,), on the CPU."""
@@ -173,9 +178,10 @@ def train_classifier(
             x = augment(images[chosen].to(config.device), generator, mirror=config.mirror)
             y = labels[chosen].to(config.device)
             smooth = y * (1 - 2 * config.label_smoothing) + config.label_smoothing
-            logits = network.logits(x)[:, network.target_index]
+            with mixed_precision(config):
+                logits = network.logits(x)[:, network.target_index]
             loss = F.binary_cross_entropy_with_logits(
-                logits, smooth, weight=torch.where(y > 0, weight.to(y), torch.ones_like(y))
+                logits.float(), smooth, weight=torch.where(y > 0, weight.to(y), torch.ones_like(y))
             )
             if not torch.isfinite(loss):
                 raise TrainingError("the classifier's loss is not finite; try a smaller step size")

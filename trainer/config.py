@@ -17,6 +17,7 @@ class TrainingConfig:
     target: the label explained. backbone: a timm model name. pretrained: start from ImageNet
     weights. size: side of the model's input in pixels. batch: images a step. seed: of everything
     random. threads: CPU threads; they change the last digits of a sum, so they are recorded too.
+    bfloat16: train in mixed precision (2 to 3 times as fast here); all else is float32.
 
     classifier_*: fine-tuning of the target model by AdamW with a cosine schedule. average: share of
     the running average of its weights that stays at each step. patience: epochs without a better
@@ -24,6 +25,8 @@ class TrainingConfig:
     right may be exchanged by augmentation.
 
     mask_*: training of the explanation module by Prodigy. area_weight: λ₁ of equation (2).
+    area_warmup: share of all steps over which λ₁ rises from 0; at its full price from the start an
+    untrained mask vanishes before it has found what lowers p, and does not come back.
     fall_only: only a fall of the response counts. preservation: weight of the term that keeps the
     response where only the evidence is kept. fill: what takes the place of removed pixels.
     """
@@ -38,12 +41,13 @@ class TrainingConfig:
     seed: int = 1
     threads: int = 2
     device: Literal["cpu", "cuda"] = "cpu"
+    bfloat16: bool = True
     validation_share: float = 0.15
 
-    classifier_epochs: int = 12
-    classifier_lr: float = 6e-4
+    classifier_epochs: int = 8
+    classifier_lr: float = 1e-3
     classifier_weight_decay: float = 0.02
-    average: float = 0.95
+    average: float = 0.9
     patience: int = 5
     label_smoothing: float = 0.1
     mirror: bool = False
@@ -51,7 +55,8 @@ class TrainingConfig:
     mask_epochs: int = 10
     decoder_width: int = 64
     neighbourhood: int = 21
-    area_weight: float = 1.0
+    area_weight: float = 0.5
+    area_warmup: float = 0.25
     fall_only: bool = True
     preservation: float = 0.0
     fill: Fill = "blur"
@@ -64,6 +69,8 @@ class TrainingConfig:
             raise TrainingError("label smoothing is at least 0 and below 0.5")
         if not (self.area_weight > 0 and self.preservation >= 0):
             raise TrainingError("the area weight is positive, the preservation weight not negative")
+        if not 0 <= self.area_warmup <= 1:
+            raise TrainingError("the area warm-up is a share of all steps, 0 to 1")
         if not 0 < self.validation_share < 1:
             raise TrainingError("the validation share lies between 0 and 1")
 

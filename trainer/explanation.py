@@ -1,6 +1,9 @@
 """Training of the explanation module on a frozen target model."""
 
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import replace
+from io import StringIO
 
 import numpy as np
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork
 
-from .classifier import Epoch, augment, batches
+from .classifier import Epoch, augment, batches, mixed_precision
 from .config import TrainingConfig
 from .datasets import Examples
 from .objectives import Deletion
@@ -40,10 +43,11 @@ def train_explanation_module(
         preservation=config.preservation,
     )
     module = network.explanation_module
-    optimiser = Prodigy(module.parameters(), lr=1.0, weight_decay=0.01, safeguard_warmup=True)
+    with redirect_stdout(StringIO()):  # it prints its settings
+        optimiser = Prodigy(module.parameters(), lr=1.0, weight_decay=0.01, safeguard_warmup=True)
     generator = torch.Generator().manual_seed(config.seed)
     images = torch.from_numpy(train.images)
-    steps = len(batches(len(images), config.batch, generator))
+    step, steps = 0, len(batches(len(images), config.batch, generator))
     best, best_epoch, best_weights = float("inf"), 0, {}
     progress.stage("explanation module", config.mask_epochs * steps)
     for epoch in range(1, config.mask_epochs + 1):
@@ -51,7 +55,11 @@ def train_explanation_module(
         losses = []
         for chosen in batches(len(images), config.batch, generator):
             x = augment(images[chosen].to(config.device), generator, mirror=config.mirror)
-            terms = objective(network, x)
+            rise = max(1.0, config.area_warmup * config.mask_epochs * steps)
+            priced = replace(objective, area_weight=config.area_weight * min(1.0, step / rise))
+            with mixed_precision(config):
+                terms = priced(network, x)
+            step += 1
             loss = terms.loss.mean()
             if not torch.isfinite(loss):
                 raise TrainingError("the mask's loss is not finite; try a smaller area weight")

@@ -13,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nemt_dicom import bundle as bundles
@@ -46,44 +45,54 @@ def run(config: TrainingConfig, folders: Sequence[Path], out: Path, progress: Pr
     cases = find_cases(folders, target=config.target, validation_share=config.validation_share)
     network = build_network(config)
     train, validation = (_load(cases, split, config, progress) for split in ("train", "validation"))
-    record_folder = out / "run"
-    record_folder.mkdir(parents=True)
+    (out / "run").mkdir(parents=True)
     epochs: list[Epoch] = []
 
     def record(epoch: Epoch) -> None:
         epochs.append(epoch)
-        report.write_metrics(record_folder / "metrics.csv", epochs)
-        report.draw_curves(record_folder / "curves.png", epochs)
+        report.write_metrics(out / "run" / "metrics.csv", epochs)
+        report.draw_curves(out / "run" / "curves.png", epochs)
 
     train_classifier(network, train, validation, config, progress, record)
     train_explanation_module(network, train, validation, config, progress, record)
+    minutes = round((time.monotonic() - started) / 60, 1)
+    facts = {"minutes": minutes, "epochs": [[e.part, e.number, e.figures] for e in epochs]}
+    return finish(network, validation, cases, config, facts, out, progress)
+
+
+def finish(
+    network: ExplainedNetwork,
+    validation: Examples,
+    cases: Sequence[Case],
+    config: TrainingConfig,
+    facts: dict[str, Any],
+    out: Path,
+    progress: Progress,
+) -> Bundle:
+    """From a trained network to its bundle: thresholds, evaluation as it is served, model card.
+
+    facts: what else the manifest shall say of the training.
+    """
     change = round_to_half(network, validation)
     progress.note(f"float16 weights change p by at most {change:.4f} on the validation images")
     thresholds = choose_thresholds(network, validation, config.fill, config.seed, progress)
-    report.draw_masks(
-        record_folder / "masks.png",
-        validation,
-        *soft_masks(network, validation.images),
-        thresholds.mask_threshold,
-    )
-    description = _description(config, cases, train, thresholds)
-    description["training"] |= {
-        "device": device_name(config),
+    answers = soft_masks(network, validation.images)
+    report.draw_masks(out / "run" / "masks.png", validation, *answers, thresholds.mask_threshold)
+    network.to("cpu")
+    description = _description(config, cases, thresholds)
+    description["training"] |= facts | {
         "half_precision_changes_p": round(change, 6),
         "parameters": {
             "target_model": _count(network.target_model),
             "explanation_module": _count(network.explanation_module),
         },
-        "epochs": [[e.part, e.number, _rounded(e.figures)] for e in epochs],
     }
-    network.to("cpu")
-    draft = bundles.save(out, network, description, "# draft, not yet evaluated\n")
+    draft = bundles.save(out, network, description, "# Draft, not yet evaluated\n")
     description["metrics"] = evaluate(
         draft, cases, device=config.device, seed=config.seed, progress=progress
     )
-    description["training"]["minutes"] = round((time.monotonic() - started) / 60, 1)
-    architecture = network.architecture.to_manifest()
-    return bundles.save(out, network, description, model_card(description, architecture))
+    card = model_card(description, network.architecture.to_manifest())
+    return bundles.save(out, network, description, card)
 
 
 def round_to_half(network: ExplainedNetwork, validation: Examples) -> float:
@@ -154,10 +163,10 @@ def _load(
 
 
 def _description(
-    config: TrainingConfig, cases: Sequence[Case], train: Examples, thresholds: Thresholds
+    config: TrainingConfig, cases: Sequence[Case], thresholds: Thresholds
 ) -> dict[str, Any]:
     """The manifest without what `bundle.save` adds; no folder of this machine stands in it."""
-    pictures = {case.path.suffix.lower() != ".dcm" for case in train.cases}
+    pictures = {case.path.suffix.lower() != ".dcm" for case in cases if case.split == "train"}
     return {
         "name": config.target,
         "version": BUNDLE_VERSION,
@@ -172,6 +181,7 @@ def _description(
             "recipe": config.to_manifest(),
             "thresholds": thresholds.found,
             "code": code_state(),
+            "device": device_name(config),
             "libraries": {name: version(name) for name in ("torch", "timm", "prodigyopt")},
         },
         "data": {
@@ -192,7 +202,3 @@ def _make_repeatable(config: TrainingConfig) -> None:
 
 def _count(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def _rounded(figures: dict[str, float]) -> dict[str, float]:
-    return {name: float(np.round(value, 5)) for name, value in figures.items()}

@@ -1,0 +1,122 @@
+"""The house's rules that a reader could break without noticing."""
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "nemt_dicom"
+FILES = sorted(PACKAGE.glob("*.py"))
+
+LAYERS = [  # highest first; a file imports only from layers below its own
+    {"cli"},
+    {"demo"},
+    {"serve"},
+    {"listener", "worker", "delivery"},
+    {"store", "pipeline"},
+    {"explainer", "segmentation", "secondary_capture"},
+    {"spool", "bundle", "derived"},
+    {"network", "preprocess", "explanation"},
+    {"radiograph"},
+    {"config"},
+    {"errors"},
+]
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that the file names in an import, wherever in the file it stands."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def level(name: str) -> int | None:
+    return next((i for i, layer in enumerate(LAYERS) if name in layer), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_imports_come_from_below(path: Path) -> None:
+    own = level(path.stem)
+    for name in imported(path):
+        package, _, module = name.partition(".")
+        assert package != "trainer"
+        found = level(module.partition(".")[0])
+        if package == "nemt_dicom" and own is not None and found is not None:
+            assert found > own, f"{path.stem} imports {name}, which is not below it"
+
+
+OWNERS = {
+    "pynetdicom": {"listener", "sender", "delivery", "demo"},
+    "apsw": {"store", "database", "queries", "records"},
+    "sqlite3": set(),
+    "pickle": {"child"},  # settings from parent to child, never a file
+    "highdicom": {"derived", "segmentation", "secondary_capture"},
+    "SimpleITK": {"preprocess"},
+    "imagecodecs": {"radiograph"},
+    "timm": {"network"},
+    "prodigyopt": set(),
+}
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_each_library_has_its_owner(library: str) -> None:
+    users = {p.stem for p in FILES if any(n.partition(".")[0] == library for n in imported(p))}
+    assert users <= OWNERS[library]
+
+
+@pytest.mark.parametrize("module", ["listener", "delivery", "store", "spool"])
+def test_network_processes_reach_no_torch_and_no_decoder(module: str) -> None:
+    """Asked of a fresh interpreter: what is loaded once the module is."""
+    if not (PACKAGE / f"{module}.py").exists():
+        pytest.skip(f"{module}.py is not written yet")
+    heavy = ("torch", "timm", "SimpleITK", "highdicom", "imagecodecs", "nemt_dicom.radiograph")
+    program = f"import sys, nemt_dicom.{module}; print(*[n for n in {heavy} if n in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert found.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_only_the_command_line_prints_and_exits(path: Path) -> None:
+    if path.stem in {"cli", "demo"}:
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"print", "sys.exit", "exit", "quit", "breakpoint"}, node.lineno
+        assert "argparse" not in (ast.unparse(node) if isinstance(node, ast.Import) else "")
+
+
+def test_errors_are_drawn_in_the_docstring() -> None:
+    from nemt_dicom import errors
+
+    drawn = errors.__doc__ or ""
+    classes = [
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.NemtError)
+    ]
+    assert len(classes) > 5
+    for error in classes:
+        assert f" {error.__name__} " in f" {drawn} ".replace("\n", " "), error.__name__
+
+
+def test_trainer_on_the_path_is_ours() -> None:
+    """Another distribution also installs a package of this name and would overwrite files."""
+    if "nemt_dicom" not in packages_distributions():
+        pytest.skip("nemt-dicom runs from the checkout, it is not installed")
+    assert packages_distributions()["trainer"] == ["nemt-dicom"]
+
+
+def test_trainer_package_is_only_a_docstring() -> None:
+    body = ast.parse((ROOT / "trainer" / "__init__.py").read_text(encoding="utf-8")).body
+    assert len(body) <= 1

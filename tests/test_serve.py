@@ -1,0 +1,384 @@
+"""The whole service as processes: crashes, kills, restarts, ends. With a stand-in engine."""
+
+import gc
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.uid import generate_uid
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification
+from service_kit import (
+    PATIENT,
+    Pacs,
+    StandInEngine,
+    free_port,
+    output_uid,
+    radiograph,
+    send,
+    wait_for,
+)
+
+from nemt_dicom.config import Settings
+from nemt_dicom.errors import BundleError, StateError, StateInUse
+from nemt_dicom.records import Instance
+from nemt_dicom.serve import RunningService, Service, start_service
+from nemt_dicom.store import Store
+
+# pynetdicom does not close the socket of a connection that was refused.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def sockets() -> Iterator[None]:
+    """Collects such sockets here, not in another module's test."""
+    yield
+    gc.collect()
+
+
+SERVE = """
+import pickle, sys
+settings, engine = pickle.load(sys.stdin.buffer)
+from nemt_dicom.serve import serve
+def ready(info):
+    print("ready", info, flush=True)
+sys.exit(serve(settings, on_ready=ready, engine=engine))
+"""
+
+
+def service_settings(folder: Path, pacs: Pacs | None = None, **explanation: Any) -> Settings:
+    destinations: list[dict[str, Any]] = [
+        {"kind": "folder", "name": "results", "path": folder / "results"}
+    ]
+    if pacs is not None:
+        destinations.append(
+            {"kind": "dicom", "name": "pacs", "host": "127.0.0.1", "port": pacs.port}
+            | {"ae_title": "PACS"}
+        )
+    return Settings.model_validate(
+        {
+            "state": {"dir": folder / "state"},
+            "listener": {"port": free_port(), "min_free_mb": 0},
+            "explanation": explanation,
+            "delivery": {"retry_first_s": 0.1, "retry_longest_s": 0.5},
+            "destinations": destinations,
+        }
+    )
+
+
+class Served:
+    """`serve` in a process of its own, as a person starts it."""
+
+    def __init__(self, settings: Settings, log: Path) -> None:
+        self.settings = settings
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVE],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                process_group=0,
+            )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        pickle.dump((self.settings, StandInEngine), self.process.stdin)
+        self.process.stdin.close()
+        assert self.process.stdout.readline().startswith(b"ready"), self.log.read_text()
+
+    def kill(self) -> None:
+        """As the kernel or an operator may: without any warning."""
+        assert self.process is not None
+        self.process.kill()
+        self.close()
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.close()
+
+    def close(self) -> int:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        code = self.process.wait(60)
+        self.process.stdout.close()
+        return code
+
+    def children(self) -> list[int]:
+        assert self.process is not None
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Callable[[Settings], Served]]:
+    started: list[Served] = []
+
+    def begin(settings: Settings) -> Served:
+        started.append(Served(settings, tmp_path / "log"))
+        started[-1].start()
+        return started[-1]
+
+    yield begin
+    for service in started:
+        if service.process is not None and service.process.poll() is None:
+            service.kill()
+
+
+def instances(settings: Settings) -> list[Instance]:
+    store = Store(settings.state.dir, read_only=True)
+    try:
+        return store.instances()
+    finally:
+        store.close()
+
+
+def settled(settings: Settings) -> bool:
+    """Whether nothing is left to do."""
+    store = Store(settings.state.dir, read_only=True)
+    try:
+        waiting = {"queued", "inferring"} & set(store.counts())
+        return not waiting and store.pending_deliveries() == 0
+    finally:
+        store.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def answers(settings: Settings) -> bool:
+    ae = AE()
+    ae.add_requested_context(Verification)
+    listener = settings.listener
+    association = ae.associate(listener.host, listener.port, ae_title=listener.ae_title)
+    if not association.is_established:
+        return False
+    association.release()
+    return True
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[RunningService]:
+    with start_service(settings, StandInEngine) as service:
+        yield service
+
+
+@pytest.fixture
+def pacs() -> Iterator[Pacs]:
+    with Pacs(free_port()).running() as up:
+        yield up
+
+
+def test_one_image_becomes_two_objects_everywhere(tmp_path, pacs):
+    settings = service_settings(tmp_path, pacs)
+    dataset = radiograph()
+    with running(settings) as up:
+        assert str(settings.listener.port) in str(up.info)
+        assert "NEMT listens on 127.0.0.1" in str(up.info)
+        assert "stand-in" in str(up.info)
+        assert send(settings, dataset) == [0x0000]
+        wait_for(lambda: settled(settings), "the outputs")
+        (item,) = instances(settings)
+    expected = {output_uid(dataset.SOPInstanceUID, kind) for kind in ("seg", "sc")}
+    assert set(pacs.received) == expected
+    files = (tmp_path / "results" / dataset.StudyInstanceUID).iterdir()
+    assert {path.stem for path in files} == expected
+    assert item.state == "done"
+    assert item.summary == {"verdict": "explained", "probability": 0.5}
+    assert {(d.destination, d.state) for d in item.deliveries} == {
+        ("pacs", "sent"),
+        ("results", "sent"),
+    }
+
+
+def test_every_input_ends_in_a_state_with_its_reason(tmp_path):
+    settings = service_settings(tmp_path)
+    behaviours = ["", "refuse", "bad", "error", "crash", ""]
+    datasets = [radiograph(behaviour=behaviour) for behaviour in behaviours]
+    with running(settings):
+        assert send(settings, *datasets) == [0x0000] * len(datasets)
+        wait_for(lambda: settled(settings), "the end of all")
+        found = [(item.state, item.reason) for item in instances(settings)]
+    assert found == [
+        ("done", None),
+        ("refused", "not_chest"),
+        ("dead", "bad_output"),
+        ("dead", "failed"),
+        ("dead", "worker_crash"),
+        ("done", None),
+    ]
+    assert not [item for item in instances(settings) if PATIENT in str(item.detail)]
+
+
+def test_the_same_again_gives_nothing_new(tmp_path, pacs):
+    settings = service_settings(tmp_path, pacs)
+    datasets = [radiograph() for _ in range(3)]
+    with running(settings):
+        for _ in range(2):
+            assert send(settings, *datasets) == [0x0000] * 3
+            wait_for(lambda: settled(settings), "the outputs")
+    with running(settings):  # and after a restart
+        assert send(settings, *datasets) == [0x0000] * 3
+        wait_for(lambda: settled(settings), "the outputs")
+    assert [len(contents) for contents in pacs.received.values()] == [1] * 6
+    assert [item.duplicates for item in instances(settings)] == [2, 2, 2]
+
+
+def test_killed_children_come_back_and_nothing_is_lost(tmp_path, pacs):
+    settings = service_settings(tmp_path, pacs)
+    datasets = [radiograph() for _ in range(12)]
+    with running(settings) as up:
+        for turn, name in enumerate(["worker", "listener", "delivery"] * 2):
+            part = datasets[2 * turn : 2 * turn + 2]
+            send(settings, *part)
+            kill_child(up.service, name)
+            for dataset in part:  # as a sender does that has no answer
+                send_until_acknowledged(settings, dataset)
+        wait_for(lambda: settled(settings), "the outputs")
+    assert [item.state for item in instances(settings)] == ["done"] * 12
+    assert_each_once(pacs, datasets)
+
+
+def kill_child(service: Service, name: str) -> None:
+    """Kills a child and waits until it is back."""
+    before = service.pids[name]
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: service.pids[name] != before, f"another {name}")
+
+
+def send_until_acknowledged(settings: Settings, dataset: Any) -> None:
+    wait_for(lambda: send(settings, dataset) == [0x0000], "an acknowledgement", 120)
+
+
+def assert_each_once(pacs: Pacs, datasets: list[Any]) -> None:
+    """Every output is at the PACS, and none with two contents, however often it was sent."""
+    expected = {output_uid(d.SOPInstanceUID, kind) for d in datasets for kind in ("seg", "sc")}
+    assert set(pacs.received) == expected
+    assert [uid for uid, contents in pacs.received.items() if len(set(contents)) != 1] == []
+
+
+def test_killed_in_the_middle_of_40_images(tmp_path, pacs, served):
+    settings = service_settings(tmp_path, pacs)
+    datasets = [radiograph() for _ in range(40)]
+    service = served(settings)
+
+    def feed() -> None:  # a sender that repeats what was not acknowledged
+        for dataset in datasets:
+            send_until_acknowledged(settings, dataset)
+
+    sender = threading.Thread(target=feed)
+    sender.start()
+    for share in (8, 24, 48):
+        wait_for(lambda share=share: len(pacs.received) >= share, "some results")
+        children = service.children()
+        assert len(children) == 3
+        service.kill()
+        service = served(settings)  # at once: port and lock are free
+        assert not [pid for pid in children if alive(pid)]
+    sender.join()
+    wait_for(lambda: settled(settings), "the outputs")
+    assert service.end() == 0
+    assert_each_once(pacs, datasets)
+    assert [item.state for item in instances(settings)] == ["done"] * 40
+    log = service.log.read_text()
+    assert PATIENT not in log
+    assert datasets[0].SOPInstanceUID not in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ends_cleanly_when_asked(tmp_path, served, number):
+    settings = service_settings(tmp_path)
+    service = served(settings)
+    children = service.children()
+    assert send(settings, *[radiograph() for _ in range(5)]) == [0x0000] * 5
+    assert service.end(number) == 0
+    assert not [pid for pid in children if alive(pid)]
+    with socket.create_server(("127.0.0.1", settings.listener.port)):
+        pass
+    with running(settings):  # what was acknowledged is done by the next
+        wait_for(lambda: settled(settings), "the outputs")
+    assert [item.state for item in instances(settings)] == ["done"] * 5
+
+
+def test_an_open_association_does_not_delay_the_end(tmp_path, served):
+    settings = service_settings(tmp_path)
+    service = served(settings)
+    with socket.create_connection(("127.0.0.1", settings.listener.port)):
+        ae = AE()
+        ae.add_requested_context(Verification)
+        association = ae.associate("127.0.0.1", settings.listener.port, ae_title="NEMT")
+        assert association.is_established
+        assert service.end() == 0
+        association.abort()
+
+
+def test_second_service_on_the_same_state(tmp_path, served):
+    settings = service_settings(tmp_path)
+    service = served(settings)
+    assert service.process is not None
+    other = service_settings(tmp_path)
+    with pytest.raises(StateInUse, match=f"process {service.process.pid}"), running(other):
+        pass
+    assert answers(settings)
+
+
+def test_port_in_use_is_said(tmp_path):
+    settings = service_settings(tmp_path)
+    with (
+        socket.create_server(("127.0.0.1", settings.listener.port)),
+        pytest.raises(StateError, match=f"port {settings.listener.port}: Address already in use"),
+        running(settings),
+    ):
+        pass
+
+
+def broken_engine(_settings: Settings) -> StandInEngine:
+    raise BundleError("model.safetensors is damaged")
+
+
+def test_a_bad_bundle_opens_no_port(tmp_path):
+    settings = service_settings(tmp_path)
+    with pytest.raises(BundleError, match="is damaged"), start_service(settings, broken_engine):
+        pass
+    with socket.create_server(("127.0.0.1", settings.listener.port)):
+        pass
+
+
+def test_damaged_state_is_said(tmp_path):
+    settings = service_settings(tmp_path)
+    with running(settings):
+        pass
+    (settings.state.dir / "store.db").write_bytes(b"no database " * 1000)
+    with pytest.raises(StateError, match=r"store\.db"), running(settings):
+        pass
+
+
+def test_conflicting_content_is_held(tmp_path, pacs):
+    settings = service_settings(tmp_path, pacs)
+    uid = generate_uid()
+    with running(settings):
+        for _ in range(2):  # random pixels: the contents differ
+            assert send(settings, radiograph(uid=uid)) == [0x0000]
+        wait_for(lambda: settled(settings), "the outputs")
+    assert [item.state for item in instances(settings)] == ["done", "conflict"]
+    assert len(pacs.received) == 2

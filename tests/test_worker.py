@@ -1,0 +1,173 @@
+"""Worker: batches form from what is queued, and what goes wrong goes round one by one."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from service_kit import PATIENT, StandInEngine, encode, radiograph
+
+from nemt_dicom.child import Life
+from nemt_dicom.config import Settings
+from nemt_dicom.records import Arrival
+from nemt_dicom.spool import Fs, Spool
+from nemt_dicom.store import Store
+from nemt_dicom.worker import NO_ROOM_PAUSE, Worker, run_worker
+
+
+class CountingEngine(StandInEngine):
+    """Notes the size of each batch."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.batches: list[int] = []
+
+    def explain(self, sources: Sequence[Any]) -> list[Any]:
+        self.batches.append(len(sources))
+        return super().explain(sources)
+
+
+class Bench:
+    """A worker with its store and spool, run step by step."""
+
+    def __init__(self, folder: Path, fs: Fs | None = None) -> None:
+        self.settings = Settings.model_validate(
+            {"state": {"dir": folder}, "explanation": {"max_batch": 4}}
+        )
+        self.store = Store(folder)
+        self.spool = Spool(folder, process="worker", fs=fs)
+        self.spool.prepare()
+        self.engine = CountingEngine(self.settings)
+        self.worker = Worker(self.settings, self.engine, self.spool, self.store)
+
+    def queue(self, *behaviours: str) -> None:
+        for behaviour in behaviours:
+            dataset = radiograph(behaviour=behaviour)
+            arrival = Arrival(
+                sop_class_uid=dataset.SOPClassUID,
+                sop_instance_uid=dataset.SOPInstanceUID,
+                content_digest=os.urandom(4).hex(),
+                blob=self.spool.put(encode(dataset)),
+                received=datetime.now(UTC),
+            )
+            self.store.receive(arrival)
+
+    def work(self) -> list[float]:
+        """Until nothing is queued; returns the pauses asked for."""
+        pauses = []
+        while batch := self.store.claim(self.worker.lease, 4):
+            pauses.append(self.worker.attempt(batch))
+        return pauses
+
+    def states(self) -> list[str]:
+        return [str(item.reason or item.state) for item in self.store.instances()]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    opened: list[Bench] = []
+
+    def make(fs: Fs | None = None) -> Bench:
+        opened.append(Bench(tmp_path, fs))
+        return opened[-1]
+
+    yield make
+    for item in opened:
+        item.store.close()
+
+
+def test_batches_form_from_what_is_queued(bench):
+    up = bench()
+    up.queue(*[""] * 9)
+    assert up.work() == [0, 0, 0]
+    assert up.engine.batches == [4, 4, 1]
+    assert up.states() == ["done"] * 9
+
+
+def test_refusals_leave_the_batch_and_the_rest_is_explained(bench):
+    up = bench()
+    up.queue("", "refuse", "")
+    up.work()
+    assert up.engine.batches == [2]
+    assert up.states() == ["done", "not_chest", "done"]
+
+
+def test_a_batch_of_refusals_asks_no_engine(bench):
+    up = bench()
+    up.queue("refuse", "refuse")
+    up.work()
+    assert up.engine.batches == []
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "end", "runs"), [("error", "failed", 3), ("bad", "bad_output", 1)]
+)
+def test_one_that_fails_costs_no_other(bench, behaviour, end, runs):
+    up = bench()
+    up.queue("", behaviour, "")
+    up.work()
+    assert up.engine.batches == [3] + [1] * (2 + runs)
+    assert up.states() == ["done", end, "done"]
+    dead = up.store.instances()[1]
+    assert PATIENT not in str(dead.detail)
+    assert "service_kit.py" in str(dead.detail)
+
+
+def test_a_missing_file_is_not_tried_for_ever(bench):
+    up = bench()
+    up.queue("")
+    up.spool.path(up.store.instances()[0].blob).unlink()
+    up.work()
+    assert up.states() == ["failed"]
+
+
+class FullDisk(Fs):
+    """Takes `room` writes, then none until there is room again."""
+
+    room = 1000
+
+    def write(self, path: Path, data: bytes) -> None:
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.room -= 1
+        super().write(path, data)
+
+
+def test_a_full_disk_charges_nothing_and_is_waited_for(bench):
+    disk = FullDisk()
+    up = bench(disk)
+    up.queue("", "")
+    for _ in range(5):
+        disk.room = 1
+        (first, *rest) = up.store.claim(up.worker.lease, 4)
+        assert up.worker.attempt([first, *rest]) == NO_ROOM_PAUSE
+        assert up.states() == ["queued", "queued"]
+    assert up.store.pending_deliveries() == 0
+    disk.room = 100
+    assert up.work() == [0]
+    assert up.states() == ["done", "done"]
+
+
+def test_runs_until_it_is_told_to_stop_and_puts_back_what_it_holds(bench, tmp_path):
+    up = bench()
+    up.queue("", "")
+    stop, said = threading.Event(), []
+    life = Life(stop=stop, ready=said.append)
+    thread = threading.Thread(
+        target=run_worker, args=(up.settings, life), kwargs={"engine": StandInEngine}
+    )
+    thread.start()
+    while up.states() != ["done", "done"]:
+        assert thread.is_alive()
+        stop.wait(0.02)
+    up.queue("")  # while it is idle: it wakes up by itself
+    while up.states() != ["done"] * 3:
+        assert thread.is_alive()
+        stop.wait(0.02)
+    stop.set()
+    thread.join()
+    assert said == [{"device": "stand-in", "bundle": "stand-in 1"}]
