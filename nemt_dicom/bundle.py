@@ -180,11 +180,11 @@ def save(
 ) -> Bundle:
     """Writes a bundle and reads it back.
 
-    description: the manifest without `schema_version`, `architecture` and `sha256`. Floating
-    weights are stored as float16; the golden answer is that of the stored weights.
+    description: the manifest without `schema_version`, `architecture` and `sha256`. Weights
+    are stored as `as_stored` says; the golden answer is that of the stored weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: _half(v) for k, v in network.state_dict().items()}
+    weights = {k: as_stored(v) for k, v in network.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "MODEL_CARD.md").write_text(model_card, encoding="utf-8")
     golden_radiograph().save_as(folder / "golden.dcm", enforce_file_format=True)
@@ -297,6 +297,10 @@ def _float32(value: torch.Tensor) -> torch.Tensor:
     return value.float() if value.is_floating_point() else value
 
 
-def _half(value: torch.Tensor) -> torch.Tensor:
+def as_stored(value: torch.Tensor) -> torch.Tensor:
+    """A weight as a bundle stores it: float16, or float32 where it has fewer than 8192 values.
+
+    The small ones (norms, first layers) cost little space, and rounding them moves p most.
+    """
     value = value.detach().cpu().contiguous()
-    return value.half() if value.is_floating_point() else value
+    return value.half() if value.is_floating_point() and value.numel() >= 8192 else value

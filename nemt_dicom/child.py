@@ -85,13 +85,18 @@ class Child:
         code = _CODE.format(path=sys.path, handle=write)
         self.close()
         self.report = None
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code, f"nemt-dicom-{self.name}"],
-            stdin=subprocess.PIPE,
-            pass_fds=(write,),
-            process_group=0,  # a terminal's Ctrl-C is for the parent, which stops its children
-        )
-        os.close(write)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, f"nemt-dicom-{self.name}"],
+                stdin=subprocess.PIPE,
+                pass_fds=(write,),
+                process_group=0,  # a terminal's Ctrl-C is for the parent, which stops its children
+            )
+        except OSError:
+            os.close(read)
+            raise
+        finally:
+            os.close(write)
         os.set_blocking(read, False)
         self._reports = read
         assert self._process.stdin is not None

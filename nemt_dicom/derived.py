@@ -170,7 +170,7 @@ def reference(source: Dataset) -> Dataset:
 
 
 def pixel_spacing(source: Dataset) -> tuple[float, float] | None:
-    """PixelSpacing in mm, between rows and between columns, where it is one; RG1's 0\\0 is none."""
+    r"""PixelSpacing in mm, between rows and between columns, where it is one; RG1's 0\0 is none."""
     try:
         rows, columns = (float(value) for value in source.PixelSpacing)
     except (AttributeError, TypeError, ValueError):

@@ -172,7 +172,9 @@ class Listener:
             LOGGER.warning("refused instance %s: %s", name, refusal)
             return _failure(REFUSAL_STATUS[refusal.reason], str(refusal))
         except OSError as error:
-            LOGGER.error("not stored instance %s: %s", name, os.strerror(error.errno or 0))
+            LOGGER.error(
+                "not stored instance %s: %s", name, error.strerror or describe_error(error)
+            )
             return _failure(OUT_OF_RESOURCES, "out of resources, send again later")
         except Exception as error:  # noqa: BLE001 (whatever it is, nothing was acknowledged)
             LOGGER.error("not stored instance %s: %s", name, describe_error(error))

@@ -17,7 +17,7 @@ from nemt_dicom import errors
 from nemt_dicom.child import Child, Work
 from nemt_dicom.config import Settings
 from nemt_dicom.delivery import run_delivery
-from nemt_dicom.errors import NemtError
+from nemt_dicom.errors import NemtError, StateError
 from nemt_dicom.listener import run_listener
 from nemt_dicom.log import configure_logging
 from nemt_dicom.spool import Spool, StateLock, prepare_state_dir
@@ -28,7 +28,7 @@ LOGGER = logging.getLogger(__name__)
 
 POLL = 0.05  # seconds between looks at the children
 STEADY = 10.0  # seconds after which a child's earlier ends are forgotten
-LONGEST_PAUSE = 2.0  # seconds before a child that ends again and again is started again
+LONGEST_PAUSE = 1.0  # seconds before a child that ends again and again is started again
 STOP_PATIENCE = 10.0  # seconds for the children to end by themselves
 
 
@@ -80,7 +80,11 @@ class _Watched:
             self._ends = 0 if now - self._started > STEADY else self._ends + 1
             self._start_at = now + min(LONGEST_PAUSE, 0.25 * self._ends)
         if now >= self._start_at:
-            self.start(again=True)
+            try:
+                self.start(again=True)
+            except OSError as error:  # no memory or no process to be had: tried again
+                LOGGER.error("%s cannot be started: %s", self.child.name, error.strerror)
+                self._start_at = now + LONGEST_PAUSE
 
 
 class Service:
@@ -116,8 +120,11 @@ class Service:
         """
         state_dir = self._settings.state.dir
         prepare_state_dir(state_dir)
-        self._resources.enter_context(StateLock(state_dir))
-        self._open_state(state_dir)
+        try:
+            self._resources.enter_context(StateLock(state_dir))
+            self._open_state(state_dir)
+        except OSError as error:
+            raise StateError(f"state folder {state_dir}: {error.strerror}") from error
         for watched in (self._worker, self._delivery):
             self._begin(watched)
         for watched in (self._worker, self._delivery):
@@ -155,8 +162,6 @@ class Service:
         try:
             store.check_integrity()
             orphans = Spool(state_dir, process="serve").sweep(store.blobs())
-        except OSError as error:
-            raise errors.StateError(f"state folder {state_dir}: {error.strerror}") from error
         finally:
             store.close()
         if orphans:

@@ -28,11 +28,25 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.transport import AssociationSocket
 
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import BadOutput, Reason, Refused
 
 PATIENT = "ZZPHI^CANARY"
+
+
+def _shutdown_socket(self: AssociationSocket) -> None:
+    """Closes it: pynetdicom leaves the socket of a refused connection to the garbage collector,
+    whenever that runs, and pytest then blames the test of that moment.
+    """
+    if self.socket is not None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+
+AssociationSocket._shutdown_socket = _shutdown_socket
 
 
 def radiograph(

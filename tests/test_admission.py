@@ -1,6 +1,7 @@
 """Which datasets are taken: a row for every refusal, a row for every near miss that must pass."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -344,6 +345,29 @@ def put(ds: Dataset, keyword: str, value: Any) -> None:
         ds[tag] = RawDataElement(tag, vr, len(raw), raw, 0, False, True, True)
 
 
+JUNK = [
+    *(None, "", "abc", b"\x01\x02", [], ["a"], [1, 2], [1.5, None], -7, 3.5, 2**33, 1e308),
+    *(float("nan"), float("inf")),
+]
+
+
+def test_junk_in_one_attribute_is_read_or_refused() -> None:
+    """Every attribute with every kind of junk; some of it must be harmless, some of it not."""
+    reasons: list[Reason | None] = []
+    for keyword in KEYWORDS:
+        for value in JUNK:
+            ds = copy.deepcopy(SMALL)
+            put(ds, keyword, value)
+            try:
+                Radiograph.from_dataset(ds, STRICT)
+            except Refused as refused:
+                reasons.append(refused.reason)
+            else:
+                reasons.append(None)
+    assert reasons.count(None) > 50
+    assert len(set(reasons)) > 8
+
+
 STRICT = InputSettings(min_age_years=18, refuse_burned_in=True)
 SMALL = write(Recipe())
 
@@ -356,8 +380,7 @@ SMALL = write(Recipe())
 def test_junk_is_read_or_refused(
     attributes: dict[str, Any], sequences: dict[str, list[Dataset]]
 ) -> None:
-    ds = Dataset(SMALL)
-    ds.file_meta = SMALL.file_meta
+    ds = copy.deepcopy(SMALL)
     for keyword, value in {**attributes, **sequences}.items():
         put(ds, keyword, value)
     with contextlib.suppress(Refused):  # and nothing else

@@ -16,7 +16,15 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from nemt_dicom.bundle import FILES, MANIFEST, Bundle, golden_radiograph, save, write_manifest
+from nemt_dicom.bundle import (
+    FILES,
+    MANIFEST,
+    Bundle,
+    as_stored,
+    golden_radiograph,
+    save,
+    write_manifest,
+)
 from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import BundleError, SelfTestError
 from nemt_dicom.radiograph import Radiograph
@@ -60,14 +68,16 @@ def test_network_is_the_network_that_was_saved(random_bundle: Bundle) -> None:
         expected = saved.state_dict()[name]
         assert value.dtype == expected.dtype, name
         if value.is_floating_point():
-            expected = expected.half().float()
+            expected = as_stored(expected).float()
         assert torch.equal(value, expected), name
 
 
 def test_weights_are_half_floats_on_disk(random_bundle: Bundle) -> None:
     weights = load_file(random_bundle.folder / "model.safetensors")
-    kinds = {value.dtype for value in weights.values() if value.is_floating_point()}
-    assert kinds == {torch.float16}
+    for name, value in weights.items():
+        if value.is_floating_point():
+            small = value.numel() < 8192  # rounding these moves p most and saves nothing
+            assert value.dtype == (torch.float32 if small else torch.float16), name
     assert not any("pixel_mean" in name for name in weights)
 
 

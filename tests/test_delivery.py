@@ -1,6 +1,5 @@
 """Delivery: what goes on the wire, what each answer leads to, that destinations are apart."""
 
-import gc
 import hashlib
 import os
 import threading
@@ -34,17 +33,6 @@ from nemt_dicom.sender import (
 )
 from nemt_dicom.spool import Spool
 from nemt_dicom.store import Store
-
-# pynetdicom does not close the socket of a connection that was refused.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def sockets() -> Iterator[None]:
-    """Collects such sockets here, not in another module's test."""
-    yield
-    gc.collect()
-
 
 QUICK = DeliverySettings(retry_first_s=0.05, retry_longest_s=0.2, dimse_timeout_s=10)
 

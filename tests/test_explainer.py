@@ -146,6 +146,26 @@ def test_figures_are_those_of_a_direct_computation(
     assert np.array_equal(found.segment, found.mask >= 0.45)
 
 
+@torch.inference_mode()
+def test_mask_beside_the_image_is_no_part_of_the_segment(explainer: Explainer) -> None:
+    """Filling the black beside the image with its mean would change the response by itself."""
+    source = radiograph(11, 90, 200)
+    tensor, geometry = explainer.bundle.preprocessing(source)
+    image = torch.from_numpy(tensor)[None]
+    _, mask = explainer.network.explain(image)
+    inside = torch.from_numpy(geometry.inside())
+    threshold = float(mask[..., ~inside].median())
+    (found,) = with_settings(explainer, fill="mean", mask_threshold=threshold).explain([source])
+    background = torch.full_like(image, float(image.mean()))
+
+    def occluded(segment: torch.Tensor) -> float:
+        return float(explainer.network.probability(torch.where(segment, background, image)))
+
+    right, wrong = occluded((mask >= threshold) & inside), occluded(mask >= threshold)
+    assert abs(right - wrong) > 1e-3, "the test could not tell them apart"
+    assert found.evidence.occluded == pytest.approx(right, abs=1e-4)
+
+
 # --- verdicts ---
 
 SOURCE = radiograph(11, 150, 120)

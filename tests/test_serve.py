@@ -1,6 +1,5 @@
 """The whole service as processes: crashes, kills, restarts, ends. With a stand-in engine."""
 
-import gc
 import os
 import pickle
 import signal
@@ -28,22 +27,12 @@ from service_kit import (
     wait_for,
 )
 
+from nemt_dicom.child import Child, Life
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import BundleError, StateError, StateInUse
 from nemt_dicom.records import Instance
 from nemt_dicom.serve import RunningService, Service, start_service
 from nemt_dicom.store import Store
-
-# pynetdicom does not close the socket of a connection that was refused.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def sockets() -> Iterator[None]:
-    """Collects such sockets here, not in another module's test."""
-    yield
-    gc.collect()
-
 
 SERVE = """
 import pickle, sys
@@ -371,6 +360,23 @@ def test_damaged_state_is_said(tmp_path):
     (settings.state.dir / "store.db").write_bytes(b"no database " * 1000)
     with pytest.raises(StateError, match=r"store\.db"), running(settings):
         pass
+
+
+def wait_for_ever(_settings: Settings, life: Life) -> None:
+    life.ready({})
+    threading.Event().wait()
+
+
+def test_a_child_ends_when_its_parent_is_gone(tmp_path):
+    """Where no signal of the kernel tells it, the end of its standard input does."""
+    settings = service_settings(tmp_path)
+    settings.state.dir.mkdir()
+    child = Child("test", settings)
+    child.start(wait_for_ever)
+    wait_for(lambda: child.poll() is not None or child.report, "the child")
+    assert child.poll() is None
+    child.close()
+    wait_for(lambda: child.poll() is not None, "the end of the child")
 
 
 def test_conflicting_content_is_held(tmp_path, pacs):

@@ -78,8 +78,9 @@ def _model(description: dict[str, Any], architecture: dict[str, Any]) -> str:
         f"{architecture['neighbourhood']} pixels. Objective: deletion form of NEMt, "
         f"λ₁ = {recipe['area_weight']}, removed pixels filled with `{recipe['fill']}`"
         f"{', only a fall of the response counts' if recipe['fall_only'] else ''}"
-        f"{_preservation(recipe['preservation'])}. Weights are stored as float16; that changes p "
-        f"by at most {description['training']['half_precision_changes_p']:.4f} on the validation "
+        f"{_preservation(recipe['preservation'])}. Weights are stored as float16, "
+        "small tensors as float32; that changes p by at most "
+        f"{description['training']['half_precision_changes_p']:.4f} on the validation "
         "images."
     )
 

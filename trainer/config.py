@@ -22,7 +22,8 @@ class TrainingConfig:
     classifier_*: fine-tuning of the target model by AdamW with a cosine schedule. average: share of
     the running average of its weights that stays at each step. patience: epochs without a better
     validation AUC before it stops. label_smoothing: 0 to 0.5. mirror: left and
-    right may be exchanged by augmentation.
+    right may be exchanged by augmentation. occlusion: half of the images lose random blobs to the
+    fill, so that p falls where evidence is removed and not where anything is.
 
     mask_*: training of the explanation module by Prodigy. area_weight: λ₁ of equation (2).
     area_warmup: share of all steps over which λ₁ rises from 0; at its full price from the start an
@@ -44,22 +45,23 @@ class TrainingConfig:
     bfloat16: bool = True
     validation_share: float = 0.15
 
-    classifier_epochs: int = 8
+    classifier_epochs: int = 6
     classifier_lr: float = 1e-3
     classifier_weight_decay: float = 0.02
     average: float = 0.9
     patience: int = 5
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.03
     mirror: bool = False
+    occlusion: bool = True
 
-    mask_epochs: int = 10
+    mask_epochs: int = 6
     decoder_width: int = 64
     neighbourhood: int = 21
-    area_weight: float = 0.5
+    area_weight: float = 0.3
     area_warmup: float = 0.25
     fall_only: bool = True
     preservation: float = 0.0
-    fill: Fill = "blur"
+    fill: Fill = "black"
 
     def __post_init__(self) -> None:
         positive = (self.batch, self.threads, self.classifier_epochs, self.mask_epochs)

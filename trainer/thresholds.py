@@ -21,7 +21,7 @@ from .datasets import Examples
 from .explanation import soft_masks
 from .progress import Progress
 
-CANDIDATES = tuple(round(0.15 + 0.05 * i, 2) for i in range(15))  # 0.15 to 0.85
+CANDIDATES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 MOVES = 8
 """Random places a segment is moved to for the evidence margin; a quarter of them to choose by."""
 

@@ -38,7 +38,7 @@ def run(config: TrainingConfig, folders: Sequence[Path], out: Path, progress: Pr
 
     Raises `DataError` and `TrainingError`; nothing is trained before all data have been read.
     """
-    started = time.monotonic()
+    started, code = time.monotonic(), code_state()
     if out.exists() and any(out.iterdir()):
         raise TrainingError(f"{out} is not empty; choose a new folder")
     _make_repeatable(config)
@@ -56,7 +56,11 @@ def run(config: TrainingConfig, folders: Sequence[Path], out: Path, progress: Pr
     train_classifier(network, train, validation, config, progress, record)
     train_explanation_module(network, train, validation, config, progress, record)
     minutes = round((time.monotonic() - started) / 60, 1)
-    facts = {"minutes": minutes, "epochs": [[e.part, e.number, e.figures] for e in epochs]}
+    facts = {
+        "minutes": minutes,
+        "code": code,
+        "epochs": [[e.part, e.number, e.figures] for e in epochs],
+    }
     return finish(network, validation, cases, config, facts, out, progress)
 
 
@@ -96,7 +100,7 @@ def finish(
 
 
 def round_to_half(network: ExplainedNetwork, validation: Examples) -> float:
-    """Rounds all weights to what float16 holds, as a bundle stores them.
+    """Rounds all weights to what a bundle stores of them, most of them float16.
 
     Everything measured afterwards is measured on the weights that ship. Returns by how much p of a
     validation image changes at most. Raises `TrainingError` where a weight does not fit.
@@ -104,7 +108,7 @@ def round_to_half(network: ExplainedNetwork, validation: Examples) -> float:
     images = torch.from_numpy(validation.images)
     before = probabilities(network, images)
     rounded = {
-        k: v.half().to(v.dtype) if v.is_floating_point() else v
+        k: bundles.as_stored(v).to(v.dtype) if v.is_floating_point() else v
         for k, v in network.state_dict().items()
     }
     if not all(bool(torch.isfinite(v).all()) for v in rounded.values()):
@@ -180,7 +184,6 @@ def _description(
         "training": {
             "recipe": config.to_manifest(),
             "thresholds": thresholds.found,
-            "code": code_state(),
             "device": device_name(config),
             "libraries": {name: version(name) for name in ("torch", "timm", "prodigyopt")},
         },
