@@ -118,15 +118,21 @@ class Worker:
             self._store.fail(self.lease, alone.id, what)
 
     def _explain(self, batch: Sequence[Instance]) -> None:
-        start = time.monotonic()
-        readable = [(instance, source) for instance in batch if (source := self._read(instance))]
+        readable = [(i, *read) for i in batch if (read := self._read(i)) is not None]
         if not readable:
             return
-        explanations = self._engine.explain([source for _, source in readable])
-        took = f"batch of {len(readable)} in {time.monotonic() - start:.2f} s"
-        for (instance, source), explanation in zip(readable, explanations, strict=True):
+        start = time.monotonic()
+        explanations = self._engine.explain([source for _, source, _ in readable])
+        explain_ms = _ms_since(start) / len(readable)
+        for (instance, source, read_ms), explanation in zip(readable, explanations, strict=True):
+            start = time.monotonic()
             outputs = self._engine.build(source, explanation, instance.received)
-            summary = explanation.summary()
+            summary = explanation.summary() | {
+                "read_ms": read_ms,
+                "explain_ms": round(explain_ms, 1),
+                "build_ms": _ms_since(start),
+                "batch": len(readable),
+            }
             self._store.complete(
                 self.lease,
                 instance.id,
@@ -135,17 +141,20 @@ class Worker:
                 summary=summary,
             )
             name = instance_name(instance.sop_instance_uid)
-            LOGGER.info("explained instance %s: %s, %s", name, summary.get("verdict"), took)
+            LOGGER.info("explained instance %s: %s", name, summary.get("verdict"))
 
-    def _read(self, instance: Instance) -> "Source | None":
+    def _read(self, instance: Instance) -> "tuple[Source, float] | None":
+        """The source and how many milliseconds it took; None where it is refused."""
         assert instance.blob is not None, "only what was acknowledged is queued"
+        start = time.monotonic()
         try:
-            return self._engine.read(self._spool.path(instance.blob))
+            source = self._engine.read(self._spool.path(instance.blob))
         except Refused as refusal:
             name = instance_name(instance.sop_instance_uid)
             LOGGER.warning("refused instance %s: %s", name, refusal)
             self._store.refuse(self.lease, instance.id, refusal.reason, refusal.detail)
             return None
+        return source, _ms_since(start)
 
     def _stored(self, output: "Output") -> StoredOutput:
         return StoredOutput(
@@ -156,6 +165,10 @@ class Worker:
             transfer_syntax_uid=output.transfer_syntax_uid,
             blob=self._spool.put(output.data),
         )
+
+
+def _ms_since(start: float) -> float:
+    return round((time.monotonic() - start) * 1000, 1)
 
 
 class PipelineEngine:

@@ -1,8 +1,10 @@
 """Fine-tuning of the target model: a classifier with one sigmoid output a label.
 
-Loss: binary cross-entropy with smoothed labels, positives weighted by negatives / positives of the
-training split. What is validated and kept is a running average of the weights, which wavers less
-than they do on a few hundred images; of its epochs the one with the best validation AUC.
+Loss: binary cross-entropy with smoothed labels, weighted so that every source counts the same and,
+in each, positives and negatives do. The validation AUC is the mean of the sources' too: they differ
+in what they call a positive, and the larger one would drown the one that radiologists labelled.
+What is validated and kept is a running average of the weights, which wavers less than they do on a
+few hundred images; of its epochs the one with the best validation AUC.
 """
 
 import math
@@ -10,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -172,7 +176,7 @@ def train_classifier(
     """
     model = network.target_model
     images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
-    weight = (len(labels) - labels.sum()) / labels.sum()
+    weights = torch.from_numpy(balance(train))
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.classifier_lr, weight_decay=config.classifier_weight_decay
     )
@@ -199,7 +203,7 @@ def train_classifier(
             with mixed_precision(config):
                 logits = network.logits(x)[:, network.target_index]
             loss = F.binary_cross_entropy_with_logits(
-                logits.float(), smooth, weight=torch.where(y > 0, weight.to(y), torch.ones_like(y))
+                logits.float(), smooth, weight=weights[chosen].to(config.device)
             )
             if not torch.isfinite(loss):
                 raise TrainingError("the classifier's loss is not finite; try a smaller step size")
@@ -214,9 +218,11 @@ def train_classifier(
         model.load_state_dict(average.module.state_dict())
         model.eval()
         p = probabilities(network, torch.from_numpy(validation.images)).numpy()
-        auc = area_under_curve(p, validation.labels)
+        aucs = auc_by_source(validation, p)
+        auc = float(np.mean(list(aucs.values())))
         mean_loss = sum(losses) / len(losses)
-        record(Epoch(part="classifier", number=epoch, figures={"loss": mean_loss, "auc": auc}))
+        figures = {"loss": mean_loss, "auc": auc, **{f"auc_{k}": v for k, v in aucs.items()}}
+        record(Epoch(part="classifier", number=epoch, figures=figures))
         if auc > best:
             best, best_epoch = auc, epoch
             best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -227,6 +233,26 @@ def train_classifier(
     model.requires_grad_(False)
     network.eval()
     progress.note(f"classifier: validation AUC {best:.3f} after epoch {best_epoch}")
+
+
+def balance(examples: Examples) -> NDArray[np.float32]:
+    """A weight an example, mean 1: the same total for every source and label."""
+    groups = [(case.source, case.label) for case in examples.cases]
+    size = {group: groups.count(group) for group in set(groups)}
+    return np.array([len(groups) / len(size) / size[group] for group in groups], np.float32)
+
+
+def auc_by_source(examples: Examples, probability: NDArray[np.float32]) -> dict[str, float]:
+    """AUC of each source that has both labels; of all together where none has."""
+    sources = np.array([case.source for case in examples.cases])
+    found = {
+        str(source): area_under_curve(
+            probability[sources == source], examples.labels[sources == source]
+        )
+        for source in np.unique(sources)
+    }
+    known = {source: auc for source, auc in found.items() if not math.isnan(auc)}
+    return known or {"all": area_under_curve(probability, examples.labels)}
 
 
 def _cosine(step: int, total: int) -> float:

@@ -123,7 +123,10 @@ def build_parser() -> argparse.ArgumentParser:
     option(target, "--classifier-lr", "classifier_lr", "largest step size of AdamW")
     option(target, "--label-smoothing", "label_smoothing", "0 to below 0.5")
     target.add_argument(
-        "--mirror", action="store_true", help="let augmentation exchange left and right"
+        "--no-mirror",
+        dest="mirror",
+        action="store_false",
+        help="augmentation does not exchange left and right",
     )
     mask = parser.add_argument_group("explanation module")
     option(mask, "--mask-epochs", "mask_epochs", "epochs; the best validation loss is kept")

@@ -45,16 +45,16 @@ class TrainingConfig:
     bfloat16: bool = True
     validation_share: float = 0.15
 
-    classifier_epochs: int = 6
+    classifier_epochs: int = 8
     classifier_lr: float = 1e-3
     classifier_weight_decay: float = 0.02
     average: float = 0.9
     patience: int = 5
     label_smoothing: float = 0.03
-    mirror: bool = False
+    mirror: bool = True
     occlusion: bool = True
 
-    mask_epochs: int = 6
+    mask_epochs: int = 7
     decoder_width: int = 64
     neighbourhood: int = 21
     area_weight: float = 0.3
