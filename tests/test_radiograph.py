@@ -17,9 +17,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from scene import GREY_LEVEL, ORIENTATIONS, Recipe, plain, turned, write
 
 from nemt_dicom.config import InputSettings
+from nemt_dicom.display import window
 from nemt_dicom.errors import DataError, Reason, Refused
 from nemt_dicom.preprocess import Preprocessing
-from nemt_dicom.radiograph import CODECS, NATIVE, UPRIGHT, Radiograph, decode, window
+from nemt_dicom.radiograph import CODECS, NATIVE, UPRIGHT, Radiograph, decode
 
 PREPROCESSING = Preprocessing(size=64, low_percentile=0, high_percentile=100)
 
