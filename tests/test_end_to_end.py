@@ -8,11 +8,12 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from hospital import PATIENCE, Orthanc, Service, send, site
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
 from pydicom.data import get_testdata_file
 from pydicom.uid import SecondaryCaptureImageStorage, SegmentationStorage, generate_uid
-from site_for_tests import Orthanc, Service, send, site, wait_for
+from service_kit import wait_for
 
 pytestmark = pytest.mark.servers
 
@@ -105,7 +106,7 @@ def test_each_image_comes_back_explained_once(
     files = [*chests[:3], whole]
     with site(tmp_path, orthanc, random_bundle.folder) as (pacs, service):
         assert send(storescu, service.port, *files, leg).returncode == 0
-        jobs = wait_for("every job", service.settled)
+        jobs = wait_for(service.settled, "every job", PATIENCE)
         assert Counter(j["state"] for j in jobs) == {"done": 4, "refused": 1}
         (refused,) = [j for j in jobs if j["state"] == "refused"]
         assert refused["sop_instance_uid"] == header(leg).SOPInstanceUID
@@ -118,7 +119,7 @@ def test_each_image_comes_back_explained_once(
             if header(own).SOPClassUID == SecondaryCaptureImageStorage:
                 break
         assert send(storescu, service.port, own).returncode == 0
-        again = wait_for("the refusal", lambda: len(jobs := service.settled()) == 6 and jobs)
+        again = wait_for(lambda: len(jobs := service.settled()) == 6 and jobs, "the refusal")
         by_uid = {j["sop_instance_uid"]: j for j in again}
         assert by_uid[str(header(own).SOPInstanceUID)]["reason"] == "derived_output"
 
@@ -126,7 +127,8 @@ def test_each_image_comes_back_explained_once(
         before = sorted(pacs.instances())
         assert send(storescu, service.port, *files).returncode == 0
         assert (
-            sorted(j["duplicates"] for j in wait_for("every job", service.settled))[-4:] == [1] * 4
+            sorted(j["duplicates"] for j in wait_for(service.settled, "every job", PATIENCE))[-4:]
+            == [1] * 4
         )
         assert sorted(pacs.instances()) == before
         assert pacs.changes() == 8
@@ -154,12 +156,12 @@ def kill_in_the_middle(
         )
         arrived = len(pacs.instances())
         enough = arrived + max(1, (2 * len(files) - arrived) // (kills + 2))
-        wait_for("some objects", lambda enough=enough: len(pacs.instances()) >= enough)
+        wait_for(lambda enough=enough: len(pacs.instances()) >= enough, "some objects", PATIENCE)
         service.kill()
         service.start()  # at once: neither the port nor the lock is held by an orphan
         sending.wait()
     assert send(storescu, service.port, *files).returncode == 0
-    jobs = wait_for("every job", service.settled)
+    jobs = wait_for(service.settled, "every job", PATIENCE)
     assert Counter(j["state"] for j in jobs) == {"done": len(files)}
     return {
         str(dcmread(BytesIO(data)).SOPInstanceUID): hashlib.sha256(data).hexdigest()
@@ -186,10 +188,10 @@ def test_real_radiographs_with_the_bundle_that_ships(
     files = [f for f in interop if f not in legs] + rsna
     with site(tmp_path, orthanc, None) as (pacs, service):
         assert send(storescu, service.port, *files, *legs).returncode == 0
-        jobs = wait_for("every job", service.settled)
+        jobs = wait_for(service.settled, "every job", PATIENCE)
         assert Counter(j["state"] for j in jobs) == {"done": len(files), "refused": len(legs)}
         assert check_objects(pacs, files, tmp_path / "out", program) == 2 * len(files)
         before = sorted(pacs.instances())
         assert send(storescu, service.port, *files).returncode == 0
-        wait_for("every job", service.settled)
+        wait_for(service.settled, "every job", PATIENCE)
         assert sorted(pacs.instances()) == before

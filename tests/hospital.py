@@ -6,9 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from service_kit import free_port, wait_for
 
 PATIENCE = 240.0  # seconds until a wait is given up; no measure of speed
 
@@ -38,23 +38,6 @@ PROPOSE = {
     JPEGLSLossless: ["--propose-jls-lossless"],
     RLELossless: ["--propose-rle"],
 }
-
-
-def free_port() -> int:
-    """A loopback port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_for(what: str, condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """Polls until `condition` is true and returns its value."""
-    deadline = time.monotonic() + patience
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {patience} s in vain for {what}"
-        time.sleep(0.05)
-    return value
 
 
 def is_open(port: int) -> bool:
@@ -91,7 +74,7 @@ class Orthanc:
         self._process = subprocess.Popen(
             [program, str(file)], stdout=self._log, stderr=subprocess.STDOUT
         )
-        wait_for("Orthanc", lambda: is_open(self.http_port) and is_open(self.dicom_port))
+        wait_for(lambda: is_open(self.http_port) and is_open(self.dicom_port), "Orthanc")
 
     def get(self, path: str) -> bytes:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}") as answer:
@@ -167,7 +150,7 @@ class Service:
             assert self.process.poll() is None, self.log()
             return "listens on" in self.log()[before:]
 
-        wait_for("the service", ready)
+        wait_for(ready, "the service", PATIENCE)
 
     def kill(self) -> None:
         assert self.process is not None
