@@ -1,0 +1,175 @@
+"""The commands as a user meets them: what they print, what they leave, how they end."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hospital import Service
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+
+from nemt_dicom import cli
+
+CHEST = str(get_testdata_file("RG1_UNCR.dcm", download=False))
+LEG = str(get_testdata_file("RG3_UNCR.dcm", download=False))
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments: str) -> int:
+    try:
+        return cli.main(arguments)
+    except SystemExit as end:  # argparse
+        return int(end.code or 0)
+
+
+@pytest.fixture
+def service(tmp_path: Path, random_bundle) -> Service:
+    folder = {"kind": "folder", "name": "results", "path": str(tmp_path / "results")}
+    return Service(tmp_path / "state", random_bundle.folder, [folder])
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["sing"], ["serve", "--port", "many"], ["explain", CHEST], ["jobs"]]
+)
+def test_wrong_usage_is_2(arguments: list[str]) -> None:
+    assert run(*arguments) == 2
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert "exit codes" in text
+    assert "nemt-dicom demo" in text
+    assert "not for diagnosis" in text
+
+
+def test_explain_writes_both_objects_and_a_picture(tmp_path, random_bundle, capsys) -> None:
+    out = tmp_path / "out"
+    code = run("explain", CHEST, LEG, "--out", str(out), "--bundle", str(random_bundle.folder))
+    assert code == 1  # the leg is refused
+    assert "not_chest" in capsys.readouterr().out
+    assert sorted(f.name for f in out.iterdir()) == [
+        "RG1_UNCR.png",
+        "RG1_UNCR.sc.dcm",
+        "RG1_UNCR.seg.dcm",
+    ]
+    source = dcmread(CHEST, stop_before_pixels=True)
+    seg = dcmread(out / "RG1_UNCR.seg.dcm")
+    assert (seg.Rows, seg.Columns) == (source.Rows, source.Columns)
+    assert run("explain", CHEST, "--out", str(out), "--bundle", str(random_bundle.folder)) == 0
+
+
+def test_inputs_of_one_name_do_not_overwrite_each_other() -> None:
+    files = [Path("a/x.dcm"), Path("b/x.dcm"), Path("x-2.dcm"), Path("c/x.dcm")]
+    names = cli._distinct_names(files)
+    assert len(set(names)) == 4
+    assert names[0] == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[listner]\nport = 1\n", "listner"),
+        ("[listener]\nprot = 1\n", "listener.prot"),
+        ("[listener]\nport = 70000\n", "70000"),
+        ("[listener]\nport = \n", "not valid TOML"),
+    ],
+)
+def test_bad_configuration_is_78(tmp_path, capsys, text: str, said: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    for command in (["check-config", str(file)], ["serve", "--config", str(file)]):
+        assert run(*command) == 78
+        assert said in capsys.readouterr().err
+
+
+def test_misspelt_environment_is_78(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("NEMT_LISTNER__PORT", "11113")
+    assert run("jobs", "list", "--state", str(tmp_path)) == 78
+    assert "NEMT_LISTNER__PORT" in capsys.readouterr().err
+
+
+def test_valid_configuration(capsys) -> None:
+    assert (
+        run("check-config", str(Path(cli.__file__).parent.parent / "deploy/nemt-dicom.toml")) == 0
+    )
+    assert "valid" in capsys.readouterr().out
+
+
+def test_bundle_with_one_byte_changed_is_refused(tmp_path, capsys, random_bundle) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(random_bundle.folder, copy)
+    assert run("bundle", "verify", str(copy)) == 0
+    assert run("bundle", "show", str(copy)) == 0
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    state = tmp_path / "state"
+    for command in (
+        ["bundle", "verify", str(copy)],
+        ["explain", CHEST, "--out", str(tmp_path / "out"), "--bundle", str(copy)],
+    ):
+        assert run(*command) == 1
+        assert "model.safetensors is damaged" in capsys.readouterr().err
+    served = subprocess.run(
+        [sys.executable, "-m", "nemt_dicom.cli", "serve", f"--bundle={copy}", f"--state={state}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert served.returncode == 1
+    assert "model.safetensors is damaged" in served.stderr
+
+
+def test_second_service_on_a_state_folder_is_75(service: Service) -> None:
+    service.start()
+    try:
+        second = service.run("serve", "--port", "1")
+        assert second.returncode == 75
+        assert str(service.process.pid) in second.stderr
+        listed = service.run("jobs", "list", "--json")
+        assert json.loads(listed.stdout) == []
+        shown = service.run("jobs", "show", "1.2.3")
+        assert shown.returncode == 1
+        assert "1.2.3" in shown.stderr
+    finally:
+        assert service.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_service_ends_cleanly_on_a_signal(service: Service, number: signal.Signals) -> None:
+    service.start()
+    service.process.send_signal(number)
+    assert service.process.wait(60) == 0
+
+
+def test_jobs_without_a_state_folder_says_so(tmp_path, capsys) -> None:
+    assert run("jobs", "list", "--state", str(tmp_path / "none")) == 1
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_demo_brings_back_everything(tmp_path, capsys, random_bundle, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEMT_LISTENER__PORT", "1")  # a demo does not take over site settings
+    assert run("demo", "--bundle", str(random_bundle.folder)) == 0
+    text = capsys.readouterr().out
+    assert "explain_below_threshold is on" in text
+    for label in ("probability", "evidence", "time: C-STORE", "time: explain"):
+        assert label in text
+    made = {f.name for f in (tmp_path / "nemt-demo").iterdir()}
+    assert made == {"RG1_UNCR.png", "RG1_UNCR.sc.dcm", "RG1_UNCR.seg.dcm"}
+
+
+def test_demo_names_the_file_it_cannot_read(tmp_path, capsys) -> None:
+    assert run("demo", str(tmp_path / "gone.dcm")) == 1
+    assert "gone.dcm" in capsys.readouterr().err
