@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from nemt_dicom.listener import TRANSFER_SYNTAXES
+from nemt_dicom.radiograph import CODECS, NATIVE
+
 PACKAGE = ROOT / "nemt_dicom"
 FILES = sorted(PACKAGE.glob("*.py"))
 
@@ -89,3 +92,8 @@ def test_trainer_on_the_path_is_ours() -> None:
 def test_trainer_package_is_only_a_docstring() -> None:
     body = ast.parse((ROOT / "trainer" / "__init__.py").read_text(encoding="utf-8")).body
     assert len(body) <= 1
+
+
+def test_every_transfer_syntax_offered_can_be_decoded() -> None:
+    """The listener knows no decoder, so the two lists stand apart."""
+    assert set(TRANSFER_SYNTAXES) == NATIVE | set(CODECS)
