@@ -193,6 +193,8 @@ def save(
     stored.load_state_dict({k: _float32(v) for k, v in weights.items()})
     answer = replay(folder / "golden.dcm", preprocessing, stored)
     save_arrays(answer, folder / "golden.safetensors")
+    for name in ("model.safetensors", "golden.safetensors"):  # safetensors makes them 0600
+        (folder / name).chmod(0o644)
     manifest = Manifest.model_validate(
         {
             "schema_version": SCHEMA_VERSION,

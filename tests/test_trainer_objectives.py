@@ -8,11 +8,18 @@ from conftest import random_network
 from torch import Tensor
 
 from nemt_dicom.network import ExplainedNetwork
-from trainer.objectives import Deletion
+from trainer.objectives import Deletion, respond
 
 SIDE = 32
 PATCH = (slice(8, 16), slice(12, 24))
-OBJECTIVE = Deletion(area_weight=0.5, fill="black", fall_only=True, preservation=0.0)
+OBJECTIVE = Deletion(
+    area_weight=0.5,
+    fill="black",
+    response="probability",
+    exponent=2.0,
+    fall_only=True,
+    preservation=0.0,
+)
 
 
 class Patch(torch.nn.Module):
@@ -41,8 +48,13 @@ def area_and_overlap(objective: Deletion, images: Tensor, steps: int = 150) -> t
     return float(mask.mean()), float(mask[0, 0, *PATCH].mean())
 
 
-def test_the_mask_finds_the_evidence_and_nothing_else() -> None:
-    area, inside = area_and_overlap(OBJECTIVE, bright())
+@pytest.mark.parametrize(
+    "objective",
+    [OBJECTIVE, replace(OBJECTIVE, response="evidence", exponent=1.0)],
+    ids=["paper", "default"],
+)
+def test_the_mask_finds_the_evidence_and_nothing_else(objective) -> None:
+    area, inside = area_and_overlap(objective, bright())
     patch_share = 96 / SIDE**2
     assert inside > 0.4
     assert area < 1.5 * patch_share  # it collapses neither to nothing nor to everything
@@ -117,3 +129,12 @@ def test_gradients_reach_the_explanation_module_only(fill) -> None:
     assert any(float(p.grad.abs().sum()) > 0 for p in network.explanation_module.parameters())
     after = network.target_model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)  # batch norm statistics too
+
+
+def test_evidence_follows_the_logit_and_levels_off() -> None:
+    probability = torch.sigmoid(torch.tensor([-9.0, -6.0, 2.0, 4.0, 6.0], dtype=torch.float64))
+    low, floor, two, four, six = respond(probability, "evidence").tolist()
+    assert floor - low < 0.005
+    assert six - four == pytest.approx(0.5, abs=0.01)
+    assert four - two == pytest.approx(0.5, abs=0.01)
+    assert torch.equal(respond(probability, "probability"), probability)

@@ -76,6 +76,7 @@ def _model(description: dict[str, Any], architecture: dict[str, Any]) -> str:
         f"{parameters['explanation_module']:,} parameters. Input {recipe['size']} x "
         f"{recipe['size']}, one channel. Masks are smoothed over {architecture['neighbourhood']} x "
         f"{architecture['neighbourhood']} pixels. Objective: deletion form of NEMt, "
+        f"response `{recipe['response']}` to the power of {recipe['exponent']:g}, "
         f"λ₁ = {recipe['area_weight']}, removed pixels filled with `{recipe['fill']}`"
         f"{', only a fall of the response counts' if recipe['fall_only'] else ''}"
         f"{_preservation(recipe['preservation'])}. Weights are stored as float16, "
@@ -108,12 +109,12 @@ def _figures(metrics: dict[str, Any]) -> str:
 def _thresholds(description: dict[str, Any]) -> str:
     found = description["training"]["thresholds"]
     return (
-        f"- `decision_threshold` {description['decision_threshold']}: largest Youden's J on the "
-        f"validation images (sensitivity {found['sensitivity']:.2f}, specificity "
+        f"- `decision_threshold` {description['decision_threshold']}: the lowest within 0.05 of "
+        "the largest Youden's J on the validation images (sensitivity "
+        f"{found['sensitivity']:.2f}, specificity "
         f"{found['specificity']:.2f} there).\n"
-        f"- `mask_threshold` {description['mask_threshold']}: where removing the segment lowers p "
-        "most beyond what removing the same segment elsewhere does, mean over validation "
-        "positives.\n"
+        f"- `mask_threshold` {description['mask_threshold']}: the highest within 0.05 of the "
+        "largest share of validation positives with a drawn segment.\n"
         f"- `evidence_margin` {description['evidence_margin']}: 95th percentile of the fall of p "
         "when a validation image's segment is moved elsewhere in the image (rolled over the edges, "
         f"8 random places each, {found['images_with_segment']} images that have a segment)."

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nemt_dicom.errors import TrainingError
-from nemt_dicom.network import Architecture, ExplainedNetwork, Fill, filled, remove
+from nemt_dicom.network import Architecture, ExplainedNetwork, filled, remove
 
 from .config import DEFAULT_BACKBONE, TrainingConfig
 from .datasets import Examples
@@ -117,8 +117,10 @@ def augment(images: Tensor, generator: torch.Generator, *, mirror: bool) -> Tens
     return (contrast * (bent - 0.5) + 0.5 + brightness).clamp(0, 1)
 
 
-def occlude(images: Tensor, generator: torch.Generator, fill: Fill) -> Tensor:
-    """Every second image (B, 1, S, S) with random blobs, 5 to 35 % of it, replaced by the fill.
+def occlude(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Every second image (B, 1, S, S) with random blobs, 5 to 35 % of it, black or blurred.
+
+    The blobs' edges are soft and they cover by 0.5 to 1, as masks do while they are trained.
 
     A classifier that never saw removed pixels takes them for a finding, and p falls wherever
     anything is removed. After this it falls where evidence is removed.
@@ -130,7 +132,11 @@ def occlude(images: Tensor, generator: torch.Generator, fill: Fill) -> Tensor:
     ordered = field.flatten(1).sort(dim=1, descending=True).values
     places = (share * (ordered.shape[1] - 1)).long()
     level = ordered.gather(1, places[:, None]).view(-1, 1, 1, 1)
-    return remove(images, (field > level).to(images.dtype), filled(images, fill))
+    strength = 0.5 + 0.5 * torch.rand(len(images), generator=generator).to(images.device)
+    mask = strength.view(-1, 1, 1, 1) * torch.sigmoid((field - level) * 20)
+    mask = mask * (share > 0).view(-1, 1, 1, 1)
+    black = (torch.rand(len(images), generator=generator) < 0.5).to(images).view(-1, 1, 1, 1)
+    return remove(images, mask, filled(images, "blur") * (1 - black))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +203,7 @@ def train_classifier(
         for chosen in batches(len(labels), config.batch, generator):
             x = augment(images[chosen].to(config.device), generator, mirror=config.mirror)
             if config.occlusion:
-                x = occlude(x, generator, config.fill)
+                x = occlude(x, generator)
             y = labels[chosen].to(config.device)
             smooth = y * (1 - 2 * config.label_smoothing) + config.label_smoothing
             with mixed_precision(config):

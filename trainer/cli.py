@@ -139,6 +139,13 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"what takes the place of removed pixels (default: {default['fill']})",
     )
     mask.add_argument(
+        "--response",
+        choices=("evidence", "probability"),
+        default=default["response"],
+        help=f"what has to fall; the paper's code: probability (default: {default['response']})",
+    )
+    option(mask, "--exponent", "exponent", "of the fall; the paper: 2")
+    mask.add_argument(
         "--any-change",
         dest="fall_only",
         action="store_false",

@@ -7,6 +7,8 @@ from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import Fill
 from nemt_dicom.preprocess import Preprocessing
 
+from .objectives import Response
+
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
 
@@ -21,15 +23,14 @@ class TrainingConfig:
 
     classifier_*: fine-tuning of the target model by AdamW with a cosine schedule. average: share of
     the running average of its weights that stays at each step. patience: epochs without a better
-    validation AUC before it stops. label_smoothing: 0 to 0.5. mirror: left and
-    right may be exchanged by augmentation. occlusion: half of the images lose random blobs to the
-    fill, so that p falls where evidence is removed and not where anything is.
+    validation AUC before it stops. label_smoothing: 0 to 0.5. mirror: left and right may be
+    exchanged by augmentation. occlusion: half of the images lose random blobs, so that p falls
+    where evidence is removed and not where anything is.
 
     mask_*: training of the explanation module by Prodigy. area_weight: λ₁ of equation (2).
     area_warmup: share of all steps over which λ₁ rises from 0; at its full price from the start an
     untrained mask vanishes before it has found what lowers p, and does not come back.
-    fall_only: only a fall of the response counts. preservation: weight of the term that keeps the
-    response where only the evidence is kept. fill: what takes the place of removed pixels.
+    response, exponent, fall_only, preservation, fill: see objectives.py.
     """
 
     target: str = "pneumonia"
@@ -45,7 +46,7 @@ class TrainingConfig:
     bfloat16: bool = True
     validation_share: float = 0.15
 
-    classifier_epochs: int = 8
+    classifier_epochs: int = 14
     classifier_lr: float = 1e-3
     classifier_weight_decay: float = 0.02
     average: float = 0.9
@@ -57,11 +58,13 @@ class TrainingConfig:
     mask_epochs: int = 7
     decoder_width: int = 64
     neighbourhood: int = 21
-    area_weight: float = 0.3
-    area_warmup: float = 0.25
+    area_weight: float = 1.7
+    area_warmup: float = 0.6
+    response: Response = "evidence"
+    exponent: float = 1.0
     fall_only: bool = True
     preservation: float = 0.0
-    fill: Fill = "black"
+    fill: Fill = "blur"
 
     def __post_init__(self) -> None:
         positive = (self.batch, self.threads, self.classifier_epochs, self.mask_epochs)

@@ -40,6 +40,8 @@ def train_explanation_module(
         area_weight=config.area_weight,
         fill=config.fill,
         fall_only=config.fall_only,
+        response=config.response,
+        exponent=config.exponent,
         preservation=config.preservation,
     )
     module = network.explanation_module

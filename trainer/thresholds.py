@@ -1,8 +1,10 @@
 """The three numbers a bundle decides by, chosen on validation images; no box is looked at.
 
-decision_threshold: the p of largest Youden's J (sensitivity + specificity - 1).
-mask_threshold: the one whose segments explain best: over validation positives that would be drawn,
-the largest mean of fall(segment) - fall(the same segment moved elsewhere).
+decision_threshold: of those whose Youden's J (sensitivity + specificity - 1) is within 5 % of the
+largest, the lowest p: on a few dozen images the curve is flat and its peak an accident, and a mask
+withheld from a positive costs more than one shown, with p beside it, on a negative.
+mask_threshold: the one at which most validation positives get a segment drawn, under the evidence
+margin that it brings with it; of those within 5 % of that the highest: its segments are smallest.
 evidence_margin: the 95th percentile, over validation images that have a segment, of the fall of p
 when that segment is moved elsewhere in the image at random.
 """
@@ -22,14 +24,29 @@ from .explanation import soft_masks
 from .progress import Progress
 
 CANDIDATES = tuple(round(0.1 * i, 1) for i in range(1, 10))
+TOLERANCE = 0.05
 MOVES = 8
-"""Random places a segment is moved to for the evidence margin; a quarter of them to choose by."""
+"""Random places a segment is moved to for the evidence margin; half of them to choose by."""
 
 Masks = NDArray[np.bool_]
 
 
-_Falls = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
-"""Of segments: fall (N,), falls when moved (N, moves), share of the image (N,)."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Level:
+    """What one mask threshold gives. rows: the images that have a segment; the rest are of these.
+
+    own, area: fall of p without the segment, share of the image. margin: of the evidence.
+    """
+
+    rows: NDArray[np.intp]
+    own: NDArray[np.float32]
+    area: NDArray[np.float32]
+    moved: NDArray[np.float32]
+
+    @property
+    def margin(self) -> float:
+        """95th percentile of the fall when a segment is moved elsewhere."""
+        return float(np.percentile(self.moved, 95))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +60,14 @@ class Thresholds:
 
 
 def youden(scores: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
-    """The threshold of largest sensitivity + specificity - 1, midway between two scores."""
+    """The lowest threshold, midway between two scores, whose J is within TOLERANCE of the best."""
     values = np.unique(scores)
     between = (values[1:] + values[:-1]) / 2
     if not len(between):
         raise TrainingError("the classifier gives every validation image the same probability")
     positive, negative = scores[labels > 0.5], scores[labels < 0.5]
-    gain = [(positive >= t).mean() - (negative >= t).mean() for t in between]
-    return float(between[int(np.argmax(gain))])
+    gain = np.array([(positive >= t).mean() - (negative >= t).mean() for t in between])
+    return float(between[gain >= gain.max() - TOLERANCE].min())
 
 
 def move(segment: Masks, generator: np.random.Generator) -> Masks:
@@ -93,50 +110,65 @@ def choose_thresholds(
     probability, masks = soft_masks(network, validation.images)
     inside = validation.inside[:, 0]
     decision = youden(probability, validation.labels)
-    positives = np.flatnonzero((probability >= decision) & (validation.labels > 0.5))
+    positive = validation.labels > 0.5
 
-    def own_and_moved(rows: NDArray[np.intp], level: float, moves: int) -> _Falls:
-        segments = (masks[rows] >= level) & inside[rows]
-        images, p = validation.images[rows], probability[rows]
-        own = falls(network, images, p, segments, fill)
-        moved = [
-            falls(network, images, p, np.stack([move(s, generator) for s in segments]), fill)
+    def look(level: float, moves: int) -> Level | None:
+        segments = (masks >= level) & inside
+        rows = np.flatnonzero(segments.any(axis=(1, 2)))
+        if not len(rows):
+            return None
+        chosen = segments[rows]
+
+        def fall(where: Masks) -> NDArray[np.float32]:
+            return falls(network, validation.images[rows], probability[rows], where, fill)
+
+        elsewhere = [
+            fall(np.stack([move(s, generator) for s in chosen]) & inside[rows])
             for _ in range(moves)
         ]
-        return own, np.stack(moved, axis=1), segments.mean(axis=(1, 2), dtype=np.float32)
+        return Level(
+            rows=rows,
+            own=fall(chosen),
+            area=chosen.mean(axis=(1, 2), dtype=np.float32),
+            moved=np.stack(elsewhere, axis=1),
+        )
+
+    def drawn(level: Level, of: NDArray[np.bool_]) -> float:
+        shown = (level.own > level.margin) & (probability[level.rows] >= decision)
+        return float(of[level.rows[shown]].sum() / of.sum())
 
     progress.stage("thresholds", len(CANDIDATES) + 1)
-    table: dict[float, dict[str, float]] = {}
-    for level in CANDIDATES:
-        rows = positives[((masks[positives] >= level) & inside[positives]).any(axis=(1, 2))]
-        if len(rows):
-            own, moved, area = own_and_moved(rows, level, MOVES // 4)
-            share = len(rows) / len(positives)
-            table[level] = {
-                "excess": share * float((own - moved.mean(axis=1)).mean()),
-                "fall": float(own.mean()),
-                "area": float(area.mean()),
-            }
-        progress.step(f"mask >= {level:.2f}")
-    if not table:
+    found: dict[float, Level] = {}
+    for candidate in CANDIDATES:
+        level = look(candidate, MOVES // 2)
+        if level is not None:
+            found[candidate] = level
+        progress.step(f"mask >= {candidate:.1f}")
+    if not found:
         raise TrainingError("no validation image has a segment at any mask threshold")
-    level = max(table, key=lambda t: table[t]["excess"])
-    rows = np.flatnonzero(((masks >= level) & inside).any(axis=(1, 2)))
-    own, moved, area = own_and_moved(rows, level, MOVES)
-    margin = float(np.percentile(moved, 95))
+    shares = {candidate: drawn(level, positive) for candidate, level in found.items()}
+    chosen = max(c for c, share in shares.items() if share >= max(shares.values()) - TOLERANCE)
+    final = look(chosen, MOVES)
     progress.step()
-    drawn = rows[(own > margin) & (probability[rows] >= decision)]
-    positive, negative = validation.labels > 0.5, validation.labels < 0.5
+    assert final is not None  # it was found above
     return Thresholds(
         decision_threshold=round(decision, 4),
-        mask_threshold=level,
-        evidence_margin=round(margin, 4),
+        mask_threshold=chosen,
+        evidence_margin=round(final.margin, 4),
         found={
             "sensitivity": float((probability[positive] >= decision).mean()),
-            "specificity": float((probability[negative] < decision).mean()),
-            "images_with_segment": len(rows),
-            "drawn_share_positives": float(positive[drawn].sum() / positive.sum()),
-            "drawn_share_negatives": float(negative[drawn].sum() / negative.sum()),
-            "by_mask_threshold": {str(t): row for t, row in table.items()},
+            "specificity": float((probability[~positive] < decision).mean()),
+            "images_with_segment": len(final.rows),
+            "drawn_share_positives": drawn(final, positive),
+            "drawn_share_negatives": drawn(final, ~positive),
+            "by_mask_threshold": {
+                str(c): {
+                    "drawn_share_positives": shares[c],
+                    "margin": level.margin,
+                    "mean_fall": float(level.own.mean()),
+                    "mean_area": float(level.area.mean()),
+                }
+                for c, level in found.items()
+            },
         },
     )
