@@ -117,8 +117,9 @@ def _thresholds(description: dict[str, Any]) -> str:
         f"- `mask_threshold` {description['mask_threshold']}: the highest within 0.05 of the "
         "largest share of validation positives with a drawn segment.\n"
         f"- `evidence_margin` {description['evidence_margin']}: 95th percentile of the fall of p "
-        "when a validation image's segment is moved elsewhere in the image (rolled over the edges, "
-        f"8 random places each, {found['images_with_segment']} images that have a segment)."
+        "when a validation image's segment is moved elsewhere in the image (rolled over the edges "
+        "until at most a quarter of it lies where it was, 8 random places each, "
+        f"{found['images_with_segment']} images that have a segment)."
     )
 
 

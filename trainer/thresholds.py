@@ -25,6 +25,9 @@ from .progress import Progress
 
 CANDIDATES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 TOLERANCE = 0.05
+OVERLAP = 0.25
+"""Share of a moved segment that may lie where it was: what overlaps more is not elsewhere."""
+TRIES = 40
 MOVES = 8
 """Random places a segment is moved to for the evidence margin; half of them to choose by."""
 
@@ -73,14 +76,19 @@ def youden(scores: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
 def move(segment: Masks, generator: np.random.Generator) -> Masks:
     """The same segment (S, S) elsewhere: rolled over the edges, so that its area stays.
 
-    Along at least one axis it moves by an eighth of the side or more (28 of 224 pixels, wider than
-    the smoothing window), so that it is not where it was.
+    Elsewhere: at most OVERLAP of it lies where it was. Of a segment too large for that, the place
+    with the least overlap of TRIES random ones.
     """
-    side = segment.shape[-1]
-    while True:
-        down, right = generator.integers(side, size=2)
-        if max(min(down, side - down), min(right, side - right)) >= side // 8:
-            return np.roll(segment, (down, right), axis=(0, 1))
+    side, area = segment.shape[-1], max(1, int(segment.sum()))
+    best, least = segment, 2.0
+    for _ in range(TRIES):
+        moved = np.roll(segment, tuple(generator.integers(side, size=2)), axis=(0, 1))
+        overlap = float((moved & segment).sum()) / area
+        if overlap < least:
+            best, least = moved, overlap
+        if overlap <= OVERLAP:
+            break
+    return best
 
 
 @torch.inference_mode()
