@@ -192,7 +192,9 @@ def test_one_image_becomes_two_objects_everywhere(tmp_path, pacs):
     files = (tmp_path / "results" / dataset.StudyInstanceUID).iterdir()
     assert {path.stem for path in files} == expected
     assert item.state == "done"
-    assert item.summary == {"verdict": "explained", "probability": 0.5}
+    assert item.summary is not None
+    assert item.summary.items() >= {"verdict": "explained", "probability": 0.5}.items()
+    assert {"read_ms", "explain_ms", "build_ms", "batch"} <= set(item.summary)
     assert {(d.destination, d.state) for d in item.deliveries} == {
         ("pacs", "sent"),
         ("results", "sent"),
