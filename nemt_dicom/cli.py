@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
     jobs = commands.add_parser("jobs", help="what was received and what became of it")
     kinds = jobs.add_subparsers(required=True, metavar="list|show")
-    listing = kinds.add_parser("list", help="one line an instance, newest first")
+    listing = kinds.add_parser("list", help="one line an instance, oldest first")
     _add_config(listing)
     listing.add_argument("--json", action="store_true", help="an array for programs")
     listing.set_defaults(run=_jobs_list)
@@ -250,7 +250,7 @@ def _jobs_list(options: argparse.Namespace) -> int:
 
 
 def _jobs_show(options: argparse.Namespace) -> int:
-    found = [i for i in _read_store(options) if i.sop_instance_uid == options.sop_instance_uid]
+    found = _read_store(options, options.sop_instance_uid)
     if not found:
         raise NemtError(f"no instance {options.sop_instance_uid} in this state folder")
     if options.json:
@@ -276,12 +276,12 @@ def _jobs_show(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _read_store(options: argparse.Namespace) -> list[Any]:
+def _read_store(options: argparse.Namespace, sop_instance_uid: str | None = None) -> list[Any]:
     from nemt_dicom.store import Store  # noqa: PLC0415
 
     store = Store(_settings(options).state.dir, read_only=True)
     try:
-        return store.instances()
+        return store.instances(sop_instance_uid=sop_instance_uid)
     finally:
         store.close()
 

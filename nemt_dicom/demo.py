@@ -255,7 +255,7 @@ def _await(sop_instance_uid: str, pacs: Pacs, state: Path) -> tuple[Instance, li
         objects = pacs.objects(sop_instance_uid, 2, patience=0.2)
         store = Store(state, read_only=True)
         try:
-            instance = next(i for i in store.instances() if i.sop_instance_uid == sop_instance_uid)
+            (instance,) = store.instances(sop_instance_uid=sop_instance_uid)
         finally:
             store.close()
         if len(objects) >= 2 or instance.state in ENDED:

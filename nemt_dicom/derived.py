@@ -23,7 +23,7 @@ from pydicom.valuerep import DSfloat, validate_value
 
 from nemt_dicom import __version__
 from nemt_dicom.config import OutputSettings
-from nemt_dicom.explanation import Explanation, Verdict
+from nemt_dicom.explanation import Explanation
 
 UID_VERSION = 1
 """Raise it when the same explanation is rendered as other bytes: new bytes need new UIDs."""
@@ -264,11 +264,6 @@ def to_output(dataset: Dataset, kind: str) -> Output:
         transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
         data=buffer.getvalue(),
     )
-
-
-def is_drawn(explanation: Explanation) -> bool:
-    """True where outputs show the segment."""
-    return explanation.verdict is Verdict.EXPLAINED
 
 
 def _source_image(clean: Dataset) -> Dataset:

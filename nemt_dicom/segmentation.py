@@ -38,7 +38,7 @@ def build_segmentation(origin: Origin) -> Output:
 def build_fractional(origin: Origin) -> Output:
     """The soft mask as a FRACTIONAL segmentation: mask weight, not disease probability."""
     explanation = origin.explanation
-    shown = explanation.mask if derived.is_drawn(explanation) else np.zeros_like(explanation.mask)
+    shown = np.where(explanation.drawn.any(), explanation.mask, np.float32(0))
     dataset = _build(
         origin,
         "seg_fractional",
@@ -79,7 +79,6 @@ def _build(
         **derived.equipment(explanation),
     )
     derived.finish(dataset, origin, clean)
-    dataset.DerivationCodeSequence = [derived.SEGMENTATION]
     _set_dimension_organization(dataset, origin.uid(kind, "dimension"))
     _set_plane_geometry(dataset, origin)
     return dataset

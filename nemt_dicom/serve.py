@@ -5,10 +5,9 @@ A process that ends is started again. None of them outlives this one (child.py).
 
 import logging
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -233,49 +232,3 @@ def serve(
         for number, handler in before.items():
             signal.signal(number, handler)
     return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunningService:
-    """A service that runs beside the caller."""
-
-    info: ServiceInfo
-    service: Service
-
-
-@contextmanager
-def start_service(
-    settings: Settings, engine: EngineFactory = PipelineEngine
-) -> Iterator[RunningService]:
-    """The real service while the context lasts, for a demonstration or a test.
-
-    Raises what `serve` raises.
-    """
-    service = Service(settings, engine)
-    ready = threading.Event()
-    result: list[ServiceInfo | NemtError | OSError] = []
-
-    def run() -> None:
-        try:
-            info = service.start()
-            if info is not None:
-                result.append(info)
-                ready.set()
-                service.watch()
-        except (NemtError, OSError) as error:
-            result.append(error)
-        finally:
-            service.stop()
-            ready.set()
-
-    thread = threading.Thread(target=run, name="service", daemon=True)
-    thread.start()
-    try:
-        ready.wait()
-        info = result[0] if result else NemtError("the service ended at its start; see the log")
-        if isinstance(info, Exception):
-            raise info
-        yield RunningService(info=info, service=service)
-    finally:
-        service.ask_to_stop()
-        thread.join()

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,56 @@ from service_kit import (
 
 from nemt_dicom.child import Child, Life
 from nemt_dicom.config import Settings
-from nemt_dicom.errors import BundleError, StateError, StateInUse
+from nemt_dicom.errors import BundleError, NemtError, StateError, StateInUse
 from nemt_dicom.records import Instance
-from nemt_dicom.serve import RunningService, Service, start_service
+from nemt_dicom.serve import Service, ServiceInfo
 from nemt_dicom.store import Store
+from nemt_dicom.worker import EngineFactory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningService:
+    """A service that runs beside the caller."""
+
+    info: ServiceInfo
+    service: Service
+
+
+@contextmanager
+def start_service(settings: Settings, engine: EngineFactory) -> Iterator[RunningService]:
+    """The real service beside the test, in a thread of its own, while the context lasts.
+
+    Raises what `serve` raises.
+    """
+    service = Service(settings, engine)
+    ready = threading.Event()
+    result: list[ServiceInfo | NemtError | OSError] = []
+
+    def run() -> None:
+        try:
+            info = service.start()
+            if info is not None:
+                result.append(info)
+                ready.set()
+                service.watch()
+        except (NemtError, OSError) as error:
+            result.append(error)
+        finally:
+            service.stop()
+            ready.set()
+
+    thread = threading.Thread(target=run, name="service", daemon=True)
+    thread.start()
+    try:
+        ready.wait()
+        info = result[0] if result else NemtError("the service ended at its start; see the log")
+        if isinstance(info, Exception):
+            raise info
+        yield RunningService(info=info, service=service)
+    finally:
+        service.ask_to_stop()
+        thread.join()
+
 
 SERVE = """
 import pickle, sys
