@@ -37,7 +37,7 @@ from nemt_dicom.network import Architecture, ExplainedNetwork, Fill
 from nemt_dicom.preprocess import Preprocessing
 from nemt_dicom.radiograph import Radiograph
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "golden.dcm", "golden.safetensors", "MODEL_CARD.md")
 TENSOR_TOLERANCE = 1e-4
@@ -60,11 +60,11 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: str
     version: str
     target: str
-    source_kinds: tuple[Literal["dicom", "picture"], ...]
+    source_kinds: tuple[Literal["dicom", "picture", "photograph"], ...]
     decision_threshold: Probability
     mask_threshold: Annotated[float, Field(gt=0, lt=1)]
     evidence_margin: Annotated[float, Field(ge=-1, le=1)]
@@ -126,6 +126,29 @@ class Bundle:
             architecture=architecture,
         )
 
+    @classmethod
+    def load_served(cls, folder: Path | None = None) -> "Bundle":
+        """`load`, but of a bundle that may explain a patient's radiograph.
+
+        Raises `BundleError` for one that was trained on photographs, and for one without a fixed
+        target, whose mask would stand beside a probability that it does not explain.
+        """
+        bundle = cls.load(folder)
+        if "photograph" in bundle.manifest.source_kinds:
+            raise BundleError(
+                f"{bundle.folder} was trained on photographs and cannot explain radiographs; name "
+                "a bundle that was trained on radiographs"
+            )
+        if bundle.architecture.explains != "target":
+            explained = {"predicted": "whichever output is largest"}.get(
+                bundle.architecture.explains, "a representation"
+            )
+            raise BundleError(
+                f"{bundle.folder} explains {explained}, not one target; train one with "
+                "nemt-train --objective nemt"
+            )
+        return bundle
+
     @property
     def provenance(self) -> Provenance:
         """What every explanation by this bundle says of its origin."""
@@ -176,15 +199,24 @@ class Bundle:
 
 
 def save(
-    folder: Path, network: ExplainedNetwork, description: dict[str, Any], model_card: str
+    folder: Path,
+    network: ExplainedNetwork,
+    description: dict[str, Any],
+    model_card: str,
+    *,
+    half: bool = True,
 ) -> Bundle:
     """Writes a bundle and reads it back.
 
     description: the manifest without `schema_version`, `architecture` and `sha256`. Weights
-    are stored as `as_stored` says; the golden answer is that of the stored weights.
+    are stored as `as_stored` says where `half`, else as they are; the golden answer is that of the
+    stored weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: as_stored(v) for k, v in network.state_dict().items()}
+    weights = {
+        k: as_stored(v) if half else v.detach().cpu().contiguous()
+        for k, v in network.state_dict().items()
+    }
     save_file(weights, folder / "model.safetensors")
     (folder / "MODEL_CARD.md").write_text(model_card, encoding="utf-8")
     golden_radiograph().save_as(folder / "golden.dcm", enforce_file_format=True)

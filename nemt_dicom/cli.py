@@ -182,7 +182,7 @@ def _explain(options: argparse.Namespace) -> int:
     from nemt_dicom.secondary_capture import picture  # noqa: PLC0415
 
     settings = _settings(options)
-    explainer = Explainer(Bundle.load(settings.explanation.bundle), settings.explanation)
+    explainer = Explainer(Bundle.load_served(settings.explanation.bundle), settings.explanation)
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
     table = Table("file", "verdict", "p", "occluded", "kept", "written")

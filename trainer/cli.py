@@ -1,188 +1,278 @@
-"""nemt-train: labelled radiographs in, a bundle for `nemt-dicom serve` out."""
+"""nemt-train: labelled images in, a bundle for `nemt-dicom serve` out."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
+from nemt_dicom.bundle import Bundle
 from nemt_dicom.errors import NemtError
 
-from .config import TrainingConfig
-from .report import figures_table, localisation_table
-from .train import run
+from .ablation import run_ablation
+from .bars import Bars
+from .cache import default_cache
+from .config import NEM_U, PRESETS, Places, TrainingConfig
+from .dry_run import dry_run
+from .progress import Progress, Silent
+from .report import differences_table, figures_table, localisation_table
+from .run import run
 
 DESCRIPTION = """\
-Trains a classifier for one label and an explanation module on its features, and writes a bundle
+Trains a target model for one label and an explanation module on its features, and writes a bundle
 that `nemt-dicom serve --bundle DIR` and `nemt-dicom explain --bundle DIR` use. Research only.
 
 Data folders are recognised by the files they hold; give --data once for each:
-  RSNA 2018        stage_2_train_images/*.dcm, stage_2_train_labels.csv, splits.csv
-                   (patientId, nih_patient_id, split)
-  NIH ChestX-ray14 images/*.png, Data_Entry_2017_v2020.csv with a column `split`
-The test split is used for the final figures only; 15 % of the training patients are validation.
-Boxes never take part in training."""
+  RSNA 2018         stage_2_train_images/*.dcm, stage_2_train_labels.csv; patients and splits from
+                    splits.csv (patientId, nih_patient_id, split) or from the set's mapping file
+  NIH ChestX-ray14  images/*.png, Data_Entry_2017_v2020.csv; any of its 14 labels is a target
+  HAM10000          images/*.jpg, masks/, HAM10000_metadata.csv; any of its 7 classes is a target
+  plain CSV         labels.csv (path, label, patient_id; split and kind where wanted)
+Splits are by patient: the table's own column `split`, else a stable hash. 15 % of the training
+patients are validation, which every choice is made on; the test split is used for the final figures
+only. Boxes and lesion masks never take part in training."""
 EPILOG = """\
-example:
-  nemt-train --target pneumonia --data nih-mini --data rsna-mini --out pneumonia-bundle
+examples:
+  nemt-train --target pneumonia --data nih-mini --data rsna-mini --out runs/pneumonia
+  nemt-train --target melanoma --data ham10000-mini --out runs/melanoma
+  nemt-train --target pneumonia --data rsna --preset paper --initial-weights resnet50.safetensors \\
+             --out runs/paper
+  nemt-train --target effusion --data nih --target-model mine.safetensors --backbone resnet50 \\
+             --output 4 --out runs/mine
+  nemt-train --target pneumonia --data rsna-mini --objective nem-u --out runs/representation
+  nemt-train --target pneumonia --data rsna-mini --ablation --mask-epochs 3 --out runs/ablation
+  torchrun --nproc-per-node 4 -m trainer.cli --device cuda --target pneumonia --data rsna --out DIR
 
-DIR gets the bundle's five files; DIR/run gets metrics.csv, curves.png and masks.png.
-exit status: 0 done, 1 failed, 2 wrong usage"""
+--out gets the bundle's five files, and a folder `run`: config.json, metrics.csv, curves.png, a panel
+of masks each epoch, comparison.png. A run that was stopped goes on with the same command and
+--resume, to the same bits.
+exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted"""
 
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s")
-
-
-class _Bars:
-    """Progress on the terminal: a bar a stage, with rate and time left."""
-
-    def __init__(self, console: Console) -> None:
-        self.bars = Progress(
-            TextColumn("{task.description:<20}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-            console=console,
-        )
-        self.task: TaskID | None = None
-
-    def stage(self, name: str, total: int) -> None:
-        if self.task is not None:
-            done = self.bars.tasks[self.task].completed
-            self.bars.update(self.task, total=done)  # it may have stopped early
-        self.task = self.bars.add_task(name, total=total, text="")
-
-    def step(self, text: str = "") -> None:
-        if self.task is not None:
-            self.bars.update(self.task, advance=1, text=text)
-
-    def note(self, text: str) -> None:
-        self.bars.console.print(text, highlight=False)
+PLACES = {field.name for field in fields(Places)}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; every default is the recipe of `TrainingConfig`."""
+    """The command line. What is not given comes from the preset, so no option has a default."""
     parser = argparse.ArgumentParser(
         prog="nemt-train",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
     )
-    default = {field.name: field.default for field in fields(TrainingConfig)}
+    _data_options(parser)
+    _target_model_options(parser)
+    _mask_options(parser)
+    _run_options(parser)
+    return parser
 
-    def option(group: argparse._ArgumentGroup, flag: str, name: str, text: str) -> None:
-        kind = type(default[name])
-        group.add_argument(
-            flag,
-            dest=name,
-            type=kind,
-            default=default[name],
-            metavar={int: "N", float: "X"}.get(kind, "NAME"),
-            help=f"{text} (default: {default[name]})",
-        )
 
+def _option(group: Any, flag: str, name: str, text: str, choices: Sequence[str] = ()) -> None:
+    """An option for a field of the recipe; the help names its default."""
+    default = next(field.default for field in fields(TrainingConfig) if field.name == name)
+    kind = float if default is None else type(default)
+    shape: dict[str, Any] = (
+        {"choices": choices}
+        if choices
+        else {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "NAME")}
+    )
+    group.add_argument(flag, dest=name, help=f"{text} (default: {default})", **shape)
+
+
+def _switch(group: Any, flag: str, name: str, value: bool, text: str) -> None:
+    group.add_argument(
+        flag, dest=name, action="store_true" if value else "store_false", help=text
+    )
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--target", required=True, help="label to explain, such as pneumonia")
     data.add_argument(
-        "--data", required=True, action="append", type=Path, metavar="DIR", help="a data folder"
+        "--data",
+        dest="folders",
+        required=True,
+        action="append",
+        type=Path,
+        metavar="DIR",
+        help="a data folder, or a labels.csv",
     )
     data.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="new folder for the bundle"
     )
+    data.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help=f"preprocessed images, for every run (default: {default_cache()})",
+    )
+    _switch(data, "--skip-bad", "skip_bad", True, "leave missing and unreadable images out")
+
+
+def _target_model_options(parser: argparse.ArgumentParser) -> None:
     target = parser.add_argument_group("target model")
-    option(target, "--backbone", "backbone", "timm model")
     target.add_argument(
-        "--random-init",
-        dest="pretrained",
-        action="store_false",
-        help="start from random weights instead of ImageNet's",
+        "--preset",
+        choices=tuple(PRESETS),
+        default="default",
+        help="default: what measured best; paper: ResNet-50 and the paper's settings",
     )
-    option(target, "--size", "size", "side of the model's input in pixels")
-    option(target, "--classifier-epochs", "classifier_epochs", "epochs at most")
-    option(target, "--classifier-lr", "classifier_lr", "largest step size of AdamW")
-    option(target, "--label-smoothing", "label_smoothing", "0 to below 0.5")
+    _option(target, "--backbone", "backbone", "timm model")
+    _switch(
+        target, "--random-init", "pretrained", False, "start from random weights, not ImageNet's"
+    )
     target.add_argument(
-        "--no-mirror",
-        dest="mirror",
-        action="store_false",
-        help="augmentation does not exchange left and right",
+        "--initial-weights",
+        type=Path,
+        metavar="FILE",
+        help="start from these weights of the backbone; the head starts anew",
     )
+    target.add_argument(
+        "--target-model",
+        type=Path,
+        metavar="FILE",
+        help="explain this trained model: its state dict as safetensors or torch checkpoint",
+    )
+    target.add_argument("--output", metavar="N|NAME", help="its output to explain (the target)")
+    target.add_argument("--output-names", metavar="A,B,...", help="names of its outputs, in order")
+    target.add_argument(
+        "--activation",
+        choices=("sigmoid", "softmax"),
+        help="of its outputs; softmax where they exclude each other (default: sigmoid)",
+    )
+    _option(target, "--size", "size", "side of the model's input in pixels")
+    _option(target, "--classifier-epochs", "classifier_epochs", "epochs at most")
+    _option(
+        target, "--classifier-optimiser", "classifier_optimiser", "optimiser", ("adamw", "prodigy")
+    )
+    _option(target, "--classifier-lr", "classifier_lr", "largest step size")
+    _option(target, "--label-smoothing", "label_smoothing", "0 to below 0.5")
+    _switch(target, "--no-augment", "augment", False, "images as they are")
+    _switch(target, "--no-mirror", "mirror", False, "left and right are not exchanged")
+    _switch(target, "--no-occlusion", "occlusion", False, "no random occlusions")
+
+
+def _mask_options(parser: argparse.ArgumentParser) -> None:
     mask = parser.add_argument_group("explanation module")
-    option(mask, "--mask-epochs", "mask_epochs", "epochs; the best validation loss is kept")
-    option(mask, "--area-weight", "area_weight", "λ₁, the price of a mask's area")
-    option(mask, "--preservation", "preservation", "weight of: the evidence alone keeps p")
-    mask.add_argument(
-        "--fill",
-        choices=("black", "mean", "blur"),
-        default=default["fill"],
-        help=f"what takes the place of removed pixels (default: {default['fill']})",
+    _option(
+        mask,
+        "--objective",
+        "objective",
+        "nemt: the target; nemt-predicted: the largest output; nem-u: the representation; "
+        "literal: equation (2) as printed",
+        ("nemt", "nemt-predicted", "nem-u", "literal"),
     )
-    mask.add_argument(
+    _option(mask, "--mask-epochs", "mask_epochs", "epochs at most")
+    _option(mask, "--area-weight", "area_weight", "λ₁, the price of a mask's area")
+    _option(mask, "--area-warmup", "area_warmup", "share of the steps over which λ₁ rises from 0")
+    _option(mask, "--neighbourhood", "neighbourhood", "side of the smoothing window; 1: none")
+    _option(mask, "--decoder", "decoder", "unet is the paper's", ("light", "unet"))
+    _option(mask, "--decoder-width", "decoder_width", "channels of the light decoder")
+    _option(mask, "--decoder-norm", "decoder_norm", "normalisation", ("batch", "group"))
+    _option(
+        mask, "--fill", "fill", "what takes the place of removed pixels", ("black", "mean", "blur")
+    )
+    _option(
+        mask,
         "--response",
-        choices=("evidence", "probability"),
-        default=default["response"],
-        help=f"what has to fall; the paper's code: probability (default: {default['response']})",
+        "response",
+        "what has to fall; the paper: logit, its code: probability",
+        ("evidence", "probability", "logit"),
     )
-    option(mask, "--exponent", "exponent", "of the fall; the paper: 2")
-    mask.add_argument(
-        "--any-change",
-        dest="fall_only",
-        action="store_false",
-        help="reward a rise of p like a fall, as the paper does",
+    _option(mask, "--exponent", "exponent", "of the fall; the paper: 2")
+    _option(mask, "--preservation", "preservation", "weight of: the evidence alone keeps p")
+    _option(mask, "--binary-weight", "binary_weight", "λ₂ of nem-u: masks near 0 or 1")
+    _switch(
+        mask, "--any-change", "fall_only", False, "reward a rise of p like a fall, as the paper"
     )
-    run_group = parser.add_argument_group("run")
-    option(run_group, "--batch", "batch", "images a step")
-    option(run_group, "--seed", "seed", "the same seed, threads and libraries: the same bundle")
-    option(run_group, "--threads", "threads", "CPU threads")
-    run_group.add_argument(
-        "--device", choices=("cpu", "cuda"), default=default["device"], help="(default: cpu)"
+    _option(
+        mask,
+        "--sensitivity",
+        "sensitivity",
+        "on validation, for the decision threshold; without it Youden's J",
     )
-    return parser
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    _switch(group, "--dry-run", "dry_run", True, "show data, size, memory and time; train nothing")
+    _switch(
+        group, "--ablation", "ablation", True, "the paper's ablation on one target model: a table"
+    )
+    _switch(group, "--resume", "resume", True, "go on with a run that was stopped")
+    _option(group, "--batch", "batch", "images a step, of all processes together")
+    _option(group, "--accumulate", "accumulate", "parts a batch is computed in, to save memory")
+    _option(group, "--seed", "seed", "the same seed, threads and libraries: the same bundle")
+    _option(group, "--threads", "threads", "CPU threads")
+    _option(group, "--device", "device", "processor", ("cpu", "cuda"))
+    _switch(group, "--no-bfloat16", "bfloat16", False, "train in float32")
+    _switch(group, "--compile", "compile", True, "torch.compile: slow start, faster steps on a GPU")
+    _switch(group, "--tensorboard", "tensorboard", True, "write events for TensorBoard")
+
+
+def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Places, str]:
+    """Recipe, places and what to do: "run", "dry_run" or "ablation". Raises `TrainingError`."""
+    given = vars(build_parser().parse_args(arguments))
+    task = next((name for name in ("dry_run", "ablation") if given.pop(name, False)), "run")
+    recipe = dict(PRESETS[given.pop("preset")])
+    if given.get("objective") == "nem-u":
+        recipe |= NEM_U
+    places = {name: given.pop(name) for name in list(given) if name in PLACES}
+    places["folders"] = tuple(places["folders"])
+    if "output_names" in places:
+        places["output_names"] = tuple(n.strip() for n in places["output_names"].split(","))
+    places.setdefault("cache", default_cache())
+    return TrainingConfig(**(recipe | given)), Places(**places), task
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `nemt-train`; returns the exit status."""
-    given = vars(build_parser().parse_args(arguments))
-    folders, out = given.pop("data"), given.pop("out")
+    first = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=True)
-    reporter = _Bars(console)
     try:
-        with reporter.bars:
-            bundle = run(TrainingConfig(**given), folders, out, reporter)
+        config, places, task = read_arguments(arguments)
+        with Bars(console) if first else _Nobody() as progress:
+            if task == "dry_run":
+                text = dry_run(config, places, progress)
+            elif task == "ablation":
+                text = run_ablation(config, places, progress)
+            else:
+                bundle = run(config, places, progress)
+                text = "" if bundle is None else _summary(bundle)
     except NemtError as error:
         print(f"nemt-train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("nemt-train: stopped; no bundle was finished", file=sys.stderr)
+        print("nemt-train: stopped; the same command with --resume goes on", file=sys.stderr)
         return 130
-    metrics = bundle.manifest.metrics
-    screen = Console()
-    screen.print(Markdown(figures_table(metrics)))
-    if "localisation" in metrics:
-        screen.print(Markdown(localisation_table(metrics)))
-    print(f"bundle {bundle.digest[:12]} in {out}; model card: {out / 'MODEL_CARD.md'}")
+    if text:
+        Console().print(Markdown(text))
     return 0
+
+
+class _Nobody(Silent):
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _summary(bundle: Bundle) -> str:
+    metrics = bundle.manifest.metrics
+    parts = [figures_table(metrics)] if "auc" in metrics else []
+    if "localisation" in metrics:
+        parts += [localisation_table(metrics), differences_table(metrics)]
+    parts.append(
+        f"bundle {bundle.digest[:12]} in {bundle.folder}; model card: "
+        f"{bundle.folder / 'MODEL_CARD.md'}"
+    )
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""What a training run is told: one frozen value, kept whole in the bundle's manifest."""
+"""What a training run is told: a recipe, kept whole in the bundle, and where things lie."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
+from nemt_dicom.decoders import Norm
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import Fill
 from nemt_dicom.preprocess import Preprocessing
@@ -11,26 +14,35 @@ from .objectives import Response
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
+ObjectiveName = Literal["nemt", "nemt-predicted", "nem-u", "literal"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """A recipe. Its defaults are those that the shipped bundle was trained with.
 
-    target: the label explained. backbone: a timm model name. pretrained: start from ImageNet
-    weights. size: side of the model's input in pixels. batch: images a step. seed: of everything
-    random. threads: CPU threads; they change the last digits of a sum, so they are recorded too.
-    bfloat16: train in mixed precision (2 to 3 times as fast here); all else is float32.
+    target: the label explained; with "nem-u", which explains no label, the one whose ground truth
+    measures it. backbone: a timm model name. pretrained: start from ImageNet
+    weights. size: side of the model's input in pixels. low_percentile, high_percentile: see
+    `Preprocessing`. batch: images a step over all processes; accumulate: parts it is computed in.
+    seed: of everything random. threads: CPU threads; they change the last digits of a sum, so they
+    are recorded too. bfloat16: train in mixed precision; validation is always float32.
 
-    classifier_*: fine-tuning of the target model by AdamW with a cosine schedule. average: share of
-    the running average of its weights that stays at each step. patience: epochs without a better
-    validation AUC before it stops. label_smoothing: 0 to 0.5. mirror: left and right may be
-    exchanged by augmentation. occlusion: half of the images lose random blobs, so that p falls
-    where evidence is removed and not where anything is.
+    classifier_*: training of the target model; optimiser "adamw" with a cosine schedule, or
+    "prodigy". average: share of the running average of its weights that stays at each step, 0 for
+    none. patience: epochs without a better validation AUC before it stops. label_smoothing: 0 to
+    0.5. mirror: left and right may be exchanged by augmentation. augment: whether there is any.
+    occlusion: half of the images lose random blobs, so that p falls where evidence is removed and
+    not where anything is.
 
-    mask_*: training of the explanation module by Prodigy. area_weight: λ₁ of equation (2).
-    area_warmup: share of all steps over which λ₁ rises from 0; at its full price from the start an
-    untrained mask vanishes before it has found what lowers p, and does not come back.
+    objective: "nemt" explains the target, "nemt-predicted" the largest output, "nem-u" the
+    embedding of a feature extractor, "literal" is equation (2) as printed.
+    mask_*: training of the explanation module by Prodigy. area_weight: λ₁. area_warmup: share of
+    all steps over which λ₁ rises from 0; at its full price from the start an untrained mask
+    vanishes before it has found what lowers p, and does not come back. binary_weight: λ₂ of NEM-U.
     response, exponent, fall_only, preservation, fill: see objectives.py.
+    sensitivity: the validation sensitivity that the decision threshold shall reach; None chooses it
+    by Youden's J.
     """
 
     target: str = "pneumonia"
@@ -40,6 +52,7 @@ class TrainingConfig:
     low_percentile: float = 0.5
     high_percentile: float = 99.5
     batch: int = 32
+    accumulate: int = 1
     seed: int = 1
     threads: int = 2
     device: Literal["cpu", "cuda"] = "cpu"
@@ -47,37 +60,62 @@ class TrainingConfig:
     validation_share: float = 0.15
 
     classifier_epochs: int = 14
+    classifier_optimiser: Literal["adamw", "prodigy"] = "adamw"
     classifier_lr: float = 1e-3
     classifier_weight_decay: float = 0.02
     average: float = 0.9
     patience: int = 5
     label_smoothing: float = 0.03
+    augment: bool = True
     mirror: bool = True
     occlusion: bool = True
 
+    objective: ObjectiveName = "nemt"
     mask_epochs: int = 7
+    mask_patience: int = 5
+    decoder: Literal["light", "unet"] = "light"
     decoder_width: int = 64
+    decoder_norm: Norm = "batch"
     neighbourhood: int = 21
     area_weight: float = 1.7
     area_warmup: float = 0.6
+    binary_weight: float = 0.25
     response: Response = "evidence"
     exponent: float = 1.0
     fall_only: bool = True
     preservation: float = 0.0
     fill: Fill = "blur"
+    sensitivity: float | None = None
 
     def __post_init__(self) -> None:
-        positive = (self.batch, self.threads, self.classifier_epochs, self.mask_epochs)
-        if min(positive) < 1:
-            raise TrainingError("batch, threads and epochs are at least 1")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise TrainingError("label smoothing is at least 0 and below 0.5")
-        if not (self.area_weight > 0 and self.preservation >= 0):
-            raise TrainingError("the area weight is positive, the preservation weight not negative")
-        if not 0 <= self.area_warmup <= 1:
-            raise TrainingError("the area warm-up is a share of all steps, 0 to 1")
-        if not 0 < self.validation_share < 1:
-            raise TrainingError("the validation share lies between 0 and 1")
+        counts = (
+            self.batch,
+            self.accumulate,
+            self.threads,
+            self.classifier_epochs,
+            self.mask_epochs,
+            self.neighbourhood,
+        )
+        for wrong, text in (
+            (min(counts) < 1, "batch, accumulate, threads, neighbourhood and epochs are at least 1"),
+            (self.accumulate > self.batch, "a batch cannot be computed in more parts than images"),
+            (not 0 <= self.label_smoothing < 0.5, "label smoothing is at least 0 and below 0.5"),
+            (not self.area_weight > 0, "the area weight is positive"),
+            (
+                min(self.preservation, self.binary_weight) < 0,
+                "the preservation weight and the binary weight are not negative",
+            ),
+            (not 0 <= self.area_warmup <= 1, "the area warm-up is a share of all steps, 0 to 1"),
+            (not 0 <= self.average < 1, "the running average keeps a share of at least 0, below 1"),
+            (not 0 < self.validation_share < 1, "the validation share lies between 0 and 1"),
+            (
+                self.sensitivity is not None and not 0 < self.sensitivity <= 1,
+                "the sensitivity lies above 0 and is at most 1",
+            ),
+            (self.decoder_width % 8 != 0, "the decoder's width is a multiple of 8"),
+        ):
+            if wrong:
+                raise TrainingError(text)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -91,3 +129,67 @@ class TrainingConfig:
     def to_manifest(self) -> dict[str, Any]:
         """The JSON form kept in a bundle."""
         return asdict(self)
+
+    def difference(self, other: Mapping[str, Any]) -> list[str]:
+        """Names of the settings in which the JSON form of another recipe differs."""
+        own = self.to_manifest()
+        return [f.name for f in fields(self) if own[f.name] != other.get(f.name)]
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "backbone": "resnet50",
+        "pretrained": False,
+        "low_percentile": 0.0,
+        "high_percentile": 100.0,
+        "classifier_epochs": 10,
+        "classifier_optimiser": "prodigy",
+        "classifier_lr": 1.0,
+        "classifier_weight_decay": 0.01,
+        "average": 0.0,
+        "patience": 10,
+        "label_smoothing": 0.0,
+        "occlusion": False,
+        "mask_epochs": 5,
+        "decoder": "unet",
+        "area_weight": 0.5,
+        "area_warmup": 0.0,
+        "response": "probability",
+        "exponent": 2.0,
+        "fall_only": False,
+        "fill": "black",
+    },
+}
+"""Recipes by name, as what differs from the defaults. "paper": section 4.2, with the response of
+the authors' code."""
+
+NEM_U: dict[str, Any] = {
+    "area_weight": 0.125,
+    "area_warmup": 0.0,
+    "fill": "black",
+}
+"""What the objective "nem-u" brings along: λ₁ and the fill of the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a run reads and writes, and how; nothing here changes its result.
+
+    folders: the data. out: the new bundle. cache: of preprocessed images. target_model: weights of
+    a trained target model, and output, the index or the name of the output explained, of
+    output_names. initial_weights: weights that training of the target model starts from.
+    """
+
+    folders: tuple[Path, ...]
+    out: Path
+    cache: Path
+    target_model: Path | None = None
+    output: str | None = None
+    output_names: tuple[str, ...] = ()
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    initial_weights: Path | None = None
+    resume: bool = False
+    skip_bad: bool = False
+    tensorboard: bool = False
+    compile: bool = False

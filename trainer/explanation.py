@@ -1,107 +1,139 @@
-"""Training of the explanation module on a frozen target model."""
+"""The stage that trains the explanation module on a frozen target model."""
 
-from collections.abc import Callable
-from contextlib import redirect_stdout
-from dataclasses import replace
-from io import StringIO
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from prodigyopt import Prodigy
-from torch import Tensor
+from torch import Tensor, nn
 
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork
 
-from .classifier import Epoch, augment, batches, mixed_precision
+from .augment import augment, smoothing_kernels
+from .cache import Examples
+from .checkpoint import Weights
 from .config import TrainingConfig
-from .datasets import Examples
-from .objectives import Deletion
-from .progress import Progress
+from .objectives import Deletion, Literal, Objective, Representation
+from .optimisers import prodigy
+from .train import Batch, Losses
 
 SMALLEST_AREA, LARGEST_AREA = 1e-3, 0.9
 """Mean mask area on validation positives outside which a run has collapsed."""
 
 
-def train_explanation_module(
-    network: ExplainedNetwork,
-    train: Examples,
-    validation: Examples,
-    config: TrainingConfig,
-    progress: Progress,
-    record: Callable[[Epoch], None],
-) -> None:
-    """Trains the explanation module and leaves it with the weights of the best validation loss.
-
-    Raises `TrainingError` where the loss is not finite or the mask covers nothing or everything.
-    """
-    objective = Deletion(
+def objective_of(config: TrainingConfig) -> Objective:
+    """The objective that a recipe names."""
+    if config.objective == "nem-u":
+        return Representation(
+            area_weight=config.area_weight, binary_weight=config.binary_weight, fill=config.fill
+        )
+    if config.objective == "literal":
+        return Literal(
+            area_weight=config.area_weight, fill=config.fill, response=config.response
+        )
+    return Deletion(
         area_weight=config.area_weight,
         fill=config.fill,
-        fall_only=config.fall_only,
         response=config.response,
         exponent=config.exponent,
+        fall_only=config.fall_only,
         preservation=config.preservation,
     )
-    module = network.explanation_module
-    with redirect_stdout(StringIO()):  # it prints its settings
-        optimiser = Prodigy(module.parameters(), lr=1.0, weight_decay=0.01, safeguard_warmup=True)
-    generator = torch.Generator().manual_seed(config.seed)
-    images = torch.from_numpy(train.images)
-    step, steps = 0, len(batches(len(images), config.batch, generator))
-    best, best_epoch, best_weights = float("inf"), 0, {}
-    progress.stage("explanation module", config.mask_epochs * steps)
-    for epoch in range(1, config.mask_epochs + 1):
-        network.train()  # the target model stays frozen in evaluation mode
-        losses = []
-        for chosen in batches(len(images), config.batch, generator):
-            x = augment(images[chosen].to(config.device), generator, mirror=config.mirror)
-            rise = max(1.0, config.area_warmup * config.mask_epochs * steps)
-            priced = replace(objective, area_weight=config.area_weight * min(1.0, step / rise))
-            with mixed_precision(config):
-                terms = priced(network, x)
-            step += 1
-            loss = terms.loss.mean()
-            if not torch.isfinite(loss):
-                raise TrainingError("the mask's loss is not finite; try a smaller area weight")
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            losses.append(float(loss.detach()))
-            progress.step(
-                f"loss {losses[-1]:.3f}  fall {terms.fall.mean():.2f}  area {terms.area.mean():.2f}"
-            )
-        network.eval()
-        figures = validate(network, objective, validation, config.batch)
-        figures["train_loss"] = sum(losses) / len(losses)
-        record(Epoch(part="explanation module", number=epoch, figures=figures))
-        if figures["loss"] < best:
-            best, best_epoch = figures["loss"], epoch
-            best_weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
-    module.load_state_dict(best_weights)
-    network.eval()
-    figures = validate(network, objective, validation, config.batch)
-    _require_not_collapsed(figures["area_positive"])
-    progress.note(
-        f"explanation module: validation loss {best:.3f} after epoch {best_epoch}; soft mask "
-        f"covers {figures['area_positive']:.1%} of positives, {figures['area_negative']:.1%} of "
-        "the others"
-    )
+
+
+class ExplanationStage:
+    """See `train.Stage`. collapse_ends: whether a mask of nothing or everything ends the run."""
+
+    name = "explanation module"
+    advice = "try a smaller --area-weight, or --response probability"
+
+    def __init__(
+        self,
+        network: ExplainedNetwork,
+        validation: Examples,
+        config: TrainingConfig,
+        *,
+        collapse_ends: bool = True,
+    ) -> None:
+        self.epochs, self.patience = config.mask_epochs, config.mask_patience
+        self._network, self._validation, self._config = network, validation, config
+        self._objective = objective_of(config)
+        self._collapse_ends = collapse_ends
+        self.module = _MaskLoss(network, self._objective, config)
+        self.optimiser: torch.optim.Optimizer = prodigy(
+            network.explanation_module.parameters(), 1.0, 0.01
+        )
+
+    def begin_epoch(self) -> None:
+        """Training mode; the target model stays in evaluation mode."""
+        self._network.train()
+
+    def before_step(self, done: float) -> None:
+        """Nothing: Prodigy finds its own step size."""
+
+    def after_step(self) -> None:
+        """Nothing."""
+
+    def validate(self, done: float) -> tuple[float, dict[str, float]]:
+        """Mean loss at the full price, falls and areas; infinite while the price still rises."""
+        self._network.eval()
+        figures = validate(self._network, self._objective, self._validation)
+        if done <= self._config.area_warmup and done < 1:
+            return float("inf"), figures
+        if self._collapse_ends:
+            require_not_collapsed(figures["area_positive"])
+        return figures["loss"], figures
+
+    def weights(self) -> Weights:
+        """Of the explanation module."""
+        found: Weights = self._network.explanation_module.state_dict()
+        return found
+
+    def keep(self, weights: Weights | None) -> None:
+        """Ends in evaluation mode."""
+        if weights is not None:
+            self._network.explanation_module.load_state_dict(weights)
+        self._network.eval()
+
+    def state(self) -> dict[str, Any]:
+        """Nothing moves beside the network and its optimiser."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+class _MaskLoss(nn.Module):
+    def __init__(
+        self, network: ExplainedNetwork, objective: Objective, config: TrainingConfig
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self._objective, self._config = objective, config
+
+    def forward(self, batch: Batch) -> Losses:
+        x, config = batch.images, self._config
+        if config.augment:
+            x = augment(x, batch.draws, mirror=config.mirror)
+        kernels = smoothing_kernels(batch.draws, config.neighbourhood, x.device)
+        price = min(1.0, batch.done / config.area_warmup) if config.area_warmup else 1.0
+        terms = self._objective(self.network, x, kernels, price)
+        return Losses(loss=terms.loss, figures={"fall": terms.fall, "area": terms.area})
 
 
 @torch.inference_mode()
 def validate(
-    network: ExplainedNetwork, objective: Deletion, examples: Examples, size: int
+    network: ExplainedNetwork, objective: Objective, examples: Examples, size: int = 32
 ) -> dict[str, float]:
-    """Loss, fall of the response and mask area, over all images and by label."""
+    """Loss, fall and mask area, over all examples and by label."""
     device = next(network.parameters()).device
-    parts = [
-        objective(network, images.to(device))
-        for images in torch.split(torch.from_numpy(examples.images), size)
-    ]
+    parts = []
+    for i in range(0, len(examples), size):
+        images = torch.from_numpy(examples.take(np.arange(i, min(i + size, len(examples)))))
+        parts.append(objective(network, images.to(device), None, 1.0))
     loss, fall, area = (
-        torch.cat([getattr(terms, name) for terms in parts]).cpu().numpy()
+        torch.cat([getattr(terms, name) for terms in parts]).float().cpu().numpy()
         for name in ("loss", "fall", "area")
     )
     positive = examples.labels > 0.5
@@ -117,16 +149,19 @@ def validate(
 def soft_masks(
     network: ExplainedNetwork, images: NDArray[np.float32], size: int = 32
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Probability (N,) and mask (N, S, S), 1 = evidence, of images (N, 1, S, S)."""
+    """Probability (N,), or embedding (N, D), and mask (N, S, S), 1 = evidence, of (N, C, S, S)."""
     device = next(network.parameters()).device
     parts: list[tuple[Tensor, Tensor]] = [
         network.explain(part.to(device)) for part in torch.split(torch.from_numpy(images), size)
     ]
-    probability = torch.cat([p for p, _ in parts]).cpu().numpy()
-    return probability, torch.cat([mask for _, mask in parts])[:, 0].cpu().numpy()
+    answer = torch.cat([p for p, _ in parts]).cpu().numpy()
+    return answer, torch.cat([mask for _, mask in parts])[:, 0].cpu().numpy()
 
 
-def _require_not_collapsed(area: float) -> None:
+def require_not_collapsed(area: float) -> None:
+    """Raises `TrainingError` where a mask's mean area on positives is nothing or everything."""
+    if not np.isfinite(area):
+        raise TrainingError("the mask is not finite (NaN): try a smaller --area-weight")
     if area < SMALLEST_AREA:
         raise TrainingError(
             f"the mask collapsed to nothing ({area:.2%} of validation positives): try a smaller "

@@ -1,16 +1,27 @@
-"""What the explanation module is trained for: equation (2) of the paper in its deletion form.
+"""What the explanation module is trained for.
 
-    L = -fall(x)^exponent + λ₁ · mean(mask) [+ preservation]
-    fall(x) = response(x) - response(x · (1 - mask) + fill · mask)
+NEMt (equation (2) of the paper, in its deletion form), for one target or for the predicted output:
 
-Printed literally, the paper's equation keeps what the mask marks and charges for it, so that an
-empty mask is its minimum; its text ("the smallest input perturbation yielding the largest output
-change") and the authors' code mean the form above. The response of the paper is the logit, squared;
-the authors' code has the probability, squared.
+    L = -fall^exponent + λ₁ · mean(mask) [+ λ₃ · max(0, response(x) - response(kept))²]
+    fall = response(x) - response(x · (1 - mask) + fill · mask)
+
+Printed literally, (2) keeps what the mask marks and charges for it, so that an empty mask, which
+blanks the image, is its minimum; its text ("the smallest input perturbation yielding the largest
+output change") and the authors' code mean the form above. `Literal` is the printed form, kept for
+the ablation.
+
+NEM-U (equation (1) and its regulariser), for a representation:
+
+    L = d(Φ(x), Φ(kept)) + λ₁ · mean(mask) + λ₂ · B
+    B = d(Φ(x), Φ(kept)) - d(Φ(kept), Φ(removed)),    d = (1 - cosine) / 2
+
+kept = x · mask + fill · (1 - mask), removed = x · (1 - mask) + fill · mask. In all of them 1 in the
+mask is evidence, and λ₁ does not depend on the image's size, for the norm is a mean.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal as OneOf
 
 import torch
 from torch import Tensor
@@ -18,27 +29,33 @@ from torch.nn import functional as F
 
 from nemt_dicom.network import ExplainedNetwork, Fill, filled, remove
 
-Response = Literal["probability", "evidence"]
+Response = OneOf["probability", "logit", "evidence"]
+LOGIT_SCALE = 4.0
+"""Divides the log odds of the response "logit": without it λ₁ = 1/2 is no price at all."""
 
 
-def respond(probability: Tensor, response: Response) -> Tensor:
-    """What is compared before and after, of probabilities of the target (B,).
+def respond(log_odds: Tensor, response: Response) -> Tensor:
+    """What is compared before and after, of log odds of the target (B,).
 
-    "probability": p itself. "evidence": softplus(logit(p) + 2) / 4. Where p is near 1 the
-    probability hardly moves until most of the evidence is gone, and gives no gradient that says
-    where it is; the logit falls with every part of it, but without a floor, so that a mask grows
-    to push it ever lower. This response follows the logit and levels off below p = 0.1.
+    "probability": p, as in the authors' code. "logit": the log odds divided by LOGIT_SCALE, as in
+    the paper; it has no floor, so that a mask grows to push it ever lower. "evidence":
+    softplus(log odds + 2) / 4. Where p is near 1 the probability hardly moves until most of the
+    evidence is gone, and gives no gradient that says where it is; this follows the log odds and
+    levels off below p = 0.1.
     """
     if response == "probability":
-        return probability
-    return F.softplus(torch.logit(probability, eps=1e-6) + 2) / 4
+        return torch.sigmoid(log_odds)
+    if response == "logit":
+        return log_odds / LOGIT_SCALE
+    return F.softplus(log_odds + 2) / 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Terms:
     """The loss of every image of a batch and its parts, each (B,).
 
-    fall: of the probability when the evidence is removed. area: mean of the mask.
+    fall: of what the mask shall lower: of p for NEMt; for NEM-U of the cosine similarity, when the
+    evidence is removed. area: mean of the mask.
     """
 
     loss: Tensor
@@ -46,18 +63,23 @@ class Terms:
     area: Tensor
 
 
+Objective = Callable[[ExplainedNetwork, Tensor, Tensor | None, float], Terms]
+"""(network, images (B, C, S, S), smoothing kernels (B, side, side) or None, share of λ₁ charged)
+-> loss (B,) with a gradient to the explanation module only."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deletion:
-    """The smallest region whose removal lowers the target's probability most.
+    """The smallest region whose removal lowers the response most; equation (2).
 
     area_weight: λ₁. fill: what takes the place of removed pixels; black as in the paper, the
     image's mean, or its blurred self, which stays closest to a radiograph.
     response: see `respond`. exponent: of the fall. The paper's 2 pays little for a small fall and
     more for each further one, so that a mask is worth most where it covers both lungs; 1 pays for
     each alike. fall_only: reward max(0, fall), so that a rise of the response earns nothing; the
-    paper rewards both.
-    preservation: weight λ₃ of λ₃ · max(0, response(x) - response(x · mask + fill · (1 - mask)))²,
-    which asks that the evidence alone keeps the response; 0 leaves the term out.
+    paper rewards both. preservation: λ₃, which asks that the evidence alone keeps the response.
+
+    Whether the target or the predicted output is explained is the network's `explains`.
     """
 
     area_weight: float
@@ -67,25 +89,98 @@ class Deletion:
     fall_only: bool
     preservation: float
 
-    def __call__(self, network: ExplainedNetwork, images: Tensor) -> Terms:
-        """Of images (B, 1, S, S) -> loss (B,) with a gradient to the explanation module only."""
-        probability, mask = network.explain(images)
-        return self.of_mask(network, images, probability, mask)
+    def __call__(
+        self, network: ExplainedNetwork, images: Tensor, kernels: Tensor | None, price: float
+    ) -> Terms:
+        """See `Objective`."""
+        logits, mask = network(images, kernels)
+        return self.of_mask(network, images, logits, mask, price)
 
     def of_mask(
-        self, network: ExplainedNetwork, images: Tensor, probability: Tensor, mask: Tensor
+        self,
+        network: ExplainedNetwork,
+        images: Tensor,
+        logits: Tensor,
+        mask: Tensor,
+        price: float = 1.0,
     ) -> Terms:
-        """The loss of a given mask (B, 1, S, S), 1 = evidence; probability: (B,) of the images."""
-        probability = probability.detach()
-        before = respond(probability, self.response)
+        """The loss of a given mask (B, 1, S, S), 1 = evidence; logits: (B, outputs) of the images.
+
+        The output is the same before and after: the one explained of the whole image.
+        """
+        logits = logits.detach()
+        index = network.explained_index(logits)
+        whole = network.log_odds(logits, index)
         background = filled(images, self.fill)
-        without = network.probability(remove(images, mask, background))
-        change = before - respond(without, self.response)
+        without = network.log_odds(network.logits(remove(images, mask, background)), index)
+        change = respond(whole, self.response) - respond(without, self.response)
         reward = (change.clamp(min=0) if self.fall_only else change.abs()) ** self.exponent
-        area = mask.mean(dim=(-3, -2, -1))
-        loss = -reward + self.area_weight * area
+        area = mask.float().mean(dim=(-3, -2, -1))
+        loss = -reward + price * self.area_weight * area
         if self.preservation:
-            kept = network.probability(remove(images, 1 - mask, background))
-            lost = (before - respond(kept, self.response)).clamp(min=0)
-            loss = loss + self.preservation * lost**2
-        return Terms(loss=loss, fall=(probability - without).detach(), area=area.detach())
+            kept = network.log_odds(network.logits(remove(images, 1 - mask, background)), index)
+            lost = respond(whole, self.response) - respond(kept, self.response)
+            loss = loss + self.preservation * lost.clamp(min=0) ** 2
+        fall = torch.sigmoid(whole) - torch.sigmoid(without)
+        return Terms(loss=loss, fall=fall.detach(), area=area.detach())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Literal:
+    """Equation (2) as it is printed: the mask keeps, and what it keeps is charged.
+
+    Its minimum is the empty mask. Only for the ablation, which shows that.
+    """
+
+    area_weight: float
+    fill: Fill
+    response: Response
+
+    def __call__(
+        self, network: ExplainedNetwork, images: Tensor, kernels: Tensor | None, price: float
+    ) -> Terms:
+        """See `Objective`."""
+        logits, mask = network(images, kernels)
+        index = network.explained_index(logits)
+        whole = network.log_odds(logits.detach(), index)
+        only = remove(images, 1 - mask, filled(images, self.fill))
+        kept = network.log_odds(network.logits(only), index)
+        change = respond(whole, self.response) - respond(kept, self.response)
+        area = mask.float().mean(dim=(-3, -2, -1))
+        loss = -(change**2) + price * self.area_weight * area
+        fall = torch.sigmoid(whole) - torch.sigmoid(kept)
+        return Terms(loss=loss, fall=fall.detach(), area=area.detach())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Representation:
+    """The smallest region that alone keeps the embedding where it is; equation (1), NEM-U.
+
+    area_weight: λ₁, 1/8 in the paper. binary_weight: λ₂ of the regulariser B, 1/4 in the paper;
+    B pushes kept and removed apart, and so the mask to 0 or 1.
+    """
+
+    area_weight: float
+    binary_weight: float
+    fill: Fill
+
+    def __call__(
+        self, network: ExplainedNetwork, images: Tensor, kernels: Tensor | None, price: float
+    ) -> Terms:
+        """See `Objective`."""
+        embedding, mask = network(images, kernels)
+        embedding = embedding.detach()
+        background = filled(images, self.fill)
+        kept = network.logits(remove(images, 1 - mask, background))
+        removed = network.logits(remove(images, mask, background))
+        moved = cosine_distance(embedding, kept)
+        binary = moved - cosine_distance(kept, removed)
+        area = mask.float().mean(dim=(-3, -2, -1))
+        loss = moved + price * self.area_weight * area + self.binary_weight * binary
+        fall = 2 * cosine_distance(embedding, removed)
+        return Terms(loss=loss, fall=fall.detach(), area=area.detach())
+
+
+def cosine_distance(first: Tensor, second: Tensor) -> Tensor:
+    """(1 - cosine) / 2 of embeddings (B, D) -> (B,) in [0, 1]: the paper's d, shifted."""
+    return (1 - F.cosine_similarity(first.float(), second.float(), dim=1)) / 2

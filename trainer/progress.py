@@ -9,8 +9,8 @@ class Progress(Protocol):
     def stage(self, name: str, total: int) -> None:
         """A stage of `total` equal steps begins; the one before it is over."""
 
-    def step(self, text: str = "") -> None:
-        """One step is done; `text` is the newest figure."""
+    def step(self, text: str = "", *, done: int = 1) -> None:
+        """`done` further steps are done; `text` is the newest figure."""
 
     def note(self, text: str) -> None:
         """A finding that stays on the screen."""
@@ -22,7 +22,7 @@ class Silent:
     def stage(self, name: str, total: int) -> None:
         """Nothing."""
 
-    def step(self, text: str = "") -> None:
+    def step(self, text: str = "", *, done: int = 1) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:

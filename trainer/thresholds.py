@@ -1,6 +1,7 @@
 """The three numbers a bundle decides by, chosen on validation images; no box is looked at.
 
-decision_threshold: of those whose Youden's J (sensitivity + specificity - 1) is within 5 % of the
+decision_threshold: where a sensitivity is asked for, the highest p that reaches it; else, of those
+whose Youden's J (sensitivity + specificity - 1) is within 5 % of the
 largest, the lowest p: on a few dozen images the curve is flat and its peak an accident, and a mask
 withheld from a positive costs more than one shown, with p beside it, on a negative.
 mask_threshold: the one at which most validation positives get a segment drawn, under the evidence
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork, Fill, filled, remove
 
-from .datasets import Examples
+from .cache import Examples
+from .config import TrainingConfig
 from .explanation import soft_masks
 from .progress import Progress
 
@@ -62,6 +64,20 @@ class Thresholds:
     found: dict[str, Any]
 
 
+FIXED = Thresholds(
+    decision_threshold=0.0, mask_threshold=0.5, evidence_margin=-1.0, found={}
+)
+"""Of a bundle that decides nothing: one that explains a representation or whatever is predicted."""
+
+
+def for_sensitivity(
+    scores: NDArray[np.float32], labels: NDArray[np.float32], sensitivity: float
+) -> float:
+    """The highest threshold that at least this share of the positives reaches."""
+    positive = np.sort(scores[labels > 0.5])[::-1]
+    return float(positive[int(np.ceil(sensitivity * len(positive) - 1e-9)) - 1])
+
+
 def youden(scores: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
     """The lowest threshold, midway between two scores, whose J is within TOLERANCE of the best."""
     values = np.unique(scores)
@@ -99,7 +115,7 @@ def falls(
     segments: Masks,
     fill: Fill,
 ) -> NDArray[np.float32]:
-    """Fall of p (N,) when the segments (N, S, S) are occluded in the images (N, 1, S, S)."""
+    """Fall of p (N,) when the segments (N, S, S) are occluded in the images (N, C, S, S)."""
     device = next(network.parameters()).device
     occluded = []
     for i in range(0, len(images), 32):
@@ -111,13 +127,18 @@ def falls(
 
 
 def choose_thresholds(
-    network: ExplainedNetwork, validation: Examples, fill: Fill, seed: int, progress: Progress
+    network: ExplainedNetwork, validation: Examples, config: TrainingConfig, progress: Progress
 ) -> Thresholds:
     """Chooses all three. Raises `TrainingError` where no validation image has a segment."""
-    generator = np.random.default_rng(seed)
-    probability, masks = soft_masks(network, validation.images)
+    generator = np.random.default_rng(config.seed)
+    images = validation.images
+    probability, masks = soft_masks(network, images)
     inside = validation.inside[:, 0]
-    decision = youden(probability, validation.labels)
+    decision = (
+        youden(probability, validation.labels)
+        if config.sensitivity is None
+        else for_sensitivity(probability, validation.labels, config.sensitivity)
+    )
     positive = validation.labels > 0.5
 
     def look(level: float, moves: int) -> Level | None:
@@ -128,7 +149,7 @@ def choose_thresholds(
         chosen = segments[rows]
 
         def fall(where: Masks) -> NDArray[np.float32]:
-            return falls(network, validation.images[rows], probability[rows], where, fill)
+            return falls(network, images[rows], probability[rows], where, config.fill)
 
         elsewhere = [
             fall(np.stack([move(s, generator) for s in chosen]) & inside[rows])

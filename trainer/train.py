@@ -1,207 +1,281 @@
-"""A training run from labelled folders to a bundle: it reads top to bottom.
+"""The loop that every stage of a run goes through; it reads top to bottom.
 
-labelled images -> classifier -> explanation module -> thresholds -> bundle -> evaluation of that
-bundle as it is served -> the same bundle with its figures and its model card.
+A stage says what is trained, by which loss, and how well it does on the validation split. The loop
+does the rest: batches, precision, gradients over parts of a batch and over processes, what is best
+so far, when to stop, and checkpoints. All that is random comes from `Draws`, so that a run that
+goes on after a kill ends with the same bits.
 """
 
-import hashlib
-import platform
-import subprocess
+import os
 import time
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from nemt_dicom import bundle as bundles
-from nemt_dicom.bundle import Bundle
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork
 
-from . import report
-from .card import model_card
-from .classifier import Epoch, build_network, probabilities, train_classifier
+from .cache import Examples
+from .checkpoint import CheckpointFile, Epoch, Standing, Weights
 from .config import TrainingConfig
-from .datasets import Case, Examples, describe, find_cases, fingerprint, load_examples
-from .evaluate import evaluate
-from .explanation import soft_masks, train_explanation_module
-from .progress import Progress
-from .thresholds import Thresholds, choose_thresholds
+from .distributed import Team
+from .draws import Draws, shuffled
+from .progress import Progress, Silent
 
-BUNDLE_VERSION = "0.1.0"
+SAVE_EVERY = 600.0
+"""Seconds after which a checkpoint is written within an epoch; each epoch's end writes one too."""
 
 
-def run(config: TrainingConfig, folders: Sequence[Path], out: Path, progress: Progress) -> Bundle:
-    """Trains a bundle on `folders`, writes it to `out` and its record to `out`/run.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Some training examples. images: (B, C, S, S) float32 in [0, 1]. rows: their numbers.
 
-    Raises `DataError` and `TrainingError`; nothing is trained before all data have been read.
+    draws: their random numbers in this epoch. done: share of the stage's steps that are done.
     """
-    started, code = time.monotonic(), code_state()
-    if out.exists() and any(out.iterdir()):
-        raise TrainingError(f"{out} is not empty; choose a new folder")
-    _make_repeatable(config)
-    cases = find_cases(folders, target=config.target, validation_share=config.validation_share)
-    network = build_network(config)
-    train, validation = (_load(cases, split, config, progress) for split in ("train", "validation"))
-    (out / "run").mkdir(parents=True)
-    epochs: list[Epoch] = []
 
-    def record(epoch: Epoch) -> None:
-        epochs.append(epoch)
-        report.write_metrics(out / "run" / "metrics.csv", epochs)
-        report.draw_curves(out / "run" / "curves.png", epochs)
-
-    train_classifier(network, train, validation, config, progress, record)
-    train_explanation_module(network, train, validation, config, progress, record)
-    minutes = round((time.monotonic() - started) / 60, 1)
-    facts = {
-        "minutes": minutes,
-        "code": code,
-        "epochs": [[e.part, e.number, e.figures] for e in epochs],
-    }
-    return finish(network, validation, cases, config, facts, out, progress)
+    images: Tensor
+    rows: NDArray[np.intp]
+    draws: Draws
+    done: float
 
 
-def finish(
-    network: ExplainedNetwork,
-    validation: Examples,
-    cases: Sequence[Case],
-    config: TrainingConfig,
-    facts: dict[str, Any],
-    out: Path,
-    progress: Progress,
-) -> Bundle:
-    """From a trained network to its bundle: thresholds, evaluation as it is served, model card.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Losses:
+    """Loss of every image (B,) and figures to show, each (B,)."""
 
-    facts: what else the manifest shall say of the training.
+    loss: Tensor
+    figures: dict[str, Tensor]
+
+
+class Stage(Protocol):
+    """What the loop trains. `module` maps a `Batch` to `Losses`; its weights are the optimiser's.
+
+    advice: what to try where the loss is not finite.
     """
-    change = round_to_half(network, validation)
-    progress.note(f"float16 weights change p by at most {change:.4f} on the validation images")
-    thresholds = choose_thresholds(network, validation, config.fill, config.seed, progress)
-    answers = soft_masks(network, validation.images)
-    report.draw_masks(out / "run" / "masks.png", validation, *answers, thresholds.mask_threshold)
-    network.to("cpu")
-    description = _description(config, cases, thresholds)
-    description["training"] |= facts | {
-        "half_precision_changes_p": round(change, 6),
-        "parameters": {
-            "target_model": _count(network.target_model),
-            "explanation_module": _count(network.explanation_module),
-        },
-    }
-    draft = bundles.save(out, network, description, "# Draft, not yet evaluated\n")
-    description["metrics"] = evaluate(
-        draft, cases, device=config.device, seed=config.seed, progress=progress
+
+    name: str
+    epochs: int
+    patience: int
+    module: nn.Module
+    optimiser: torch.optim.Optimizer
+    advice: str
+
+    def begin_epoch(self) -> None:
+        """Sets the modules to training."""
+
+    def before_step(self, done: float) -> None:
+        """A step follows; `done` is the share of all steps that are done."""
+
+    def after_step(self) -> None:
+        """The weights have moved."""
+
+    def validate(self, done: float) -> tuple[float, dict[str, float]]:
+        """Score, of which less is better, and figures. Raises `TrainingError` on a collapse."""
+
+    def weights(self) -> Weights:
+        """What was validated, and is kept where it is best."""
+
+    def keep(self, weights: Weights | None) -> None:
+        """Ends the stage, frozen with these weights, or with those that the network has."""
+
+    def state(self) -> dict[str, Any]:
+        """What else moves beside network and optimiser."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What the stages of a run share. epochs: the record so far; `record` is told of each new one.
+
+    goes_on: a checkpoint is there to go on from.
+    """
+
+    config: TrainingConfig
+    network: ExplainedNetwork
+    team: Team
+    checkpoints: CheckpointFile
+    progress: Progress
+    record: Callable[[list[Epoch]], None]
+    epochs: list[Epoch]
+    goes_on: bool
+
+    @classmethod
+    def bare(cls, config: TrainingConfig, network: ExplainedNetwork, team: Team) -> "Run":
+        """A run for single steps, which writes and reports nothing."""
+        return cls(
+            config=config,
+            network=network,
+            team=team,
+            checkpoints=CheckpointFile(Path(os.devnull)),
+            progress=Silent(),
+            record=lambda _epochs: None,
+            epochs=[],
+            goes_on=False,
+        )
+
+
+def fit(stage: Stage, examples: Examples, run: Run) -> None:
+    """Trains a stage to its end, or from where the checkpoint says it stands.
+
+    Raises `TrainingError` where the loss is not finite or a mask collapses.
+    """
+    config, team = run.config, run.team
+    standing = _resume(stage, run)
+    if standing is None:
+        stage.keep(None)  # the checkpoint is of a later stage
+        return
+    module = team.wrap(stage.module)
+    steps = len(batches(config, stage.name, 1, len(examples)))
+    run.progress.stage(stage.name, stage.epochs * steps)
+    run.progress.step(done=(standing.epoch - 1) * steps + standing.done)
+    while standing.epoch <= stage.epochs and not standing.over:
+        stage.begin_epoch()
+        planned = batches(config, stage.name, standing.epoch, len(examples))[standing.done :]
+        saved = time.monotonic()
+        for rows, images in read_ahead(examples, planned, team):
+            done = ((standing.epoch - 1) * steps + standing.done) / (stage.epochs * steps)
+            stage.before_step(done)
+            draws_key = (config.seed, stage.name, standing.epoch)
+            loss, text = take_step(stage, module, rows, images, draws_key, done, run)
+            stage.after_step()
+            standing.losses.append(loss)
+            standing.done += 1
+            run.progress.step(f"loss {loss:.3f}{text}")
+            if time.monotonic() - saved > SAVE_EVERY and standing.done < steps:
+                _save(stage, standing, run)
+                saved = time.monotonic()
+        _end_epoch(stage, standing, run)
+    stage.keep(standing.best_weights)
+    run.progress.note(f"{stage.name}: best after epoch {standing.best_epoch}")
+
+
+def batches(
+    config: TrainingConfig, stage: str, epoch: int, count: int
+) -> list[NDArray[np.intp]]:
+    """The epoch's examples in batches, shuffled; a last one that is not full is left out."""
+    order = shuffled((config.seed, stage, epoch), count)
+    whole = count - count % config.batch if count >= config.batch else count
+    return [order[i : i + config.batch] for i in range(0, whole, config.batch)]
+
+
+def read_ahead(
+    examples: Examples, planned: list[NDArray[np.intp]], team: Team
+) -> Iterator[tuple[NDArray[np.intp], Tensor]]:
+    """Each batch's rows and this process's images of it, the next being read meanwhile."""
+
+    def read(rows: NDArray[np.intp]) -> Tensor:
+        images = torch.from_numpy(examples.take(team.share(rows)))
+        return images.pin_memory() if team.device.type == "cuda" else images
+
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        coming = reader.submit(read, planned[0]) if planned else None
+        for i, rows in enumerate(planned):
+            assert coming is not None
+            images = coming.result()
+            if i + 1 < len(planned):
+                coming = reader.submit(read, planned[i + 1])
+            yield rows, images.to(team.device, non_blocking=True)
+
+
+def mixed_precision(config: TrainingConfig) -> torch.autocast:
+    """The precision of a training step; validation is always float32."""
+    return torch.autocast(config.device, torch.bfloat16, enabled=config.bfloat16)
+
+
+def take_step(
+    stage: Stage,
+    module: nn.Module,
+    rows: NDArray[np.intp],
+    images: Tensor,
+    key: tuple[int, str, int],
+    done: float,
+    run: Run,
+) -> tuple[float, str]:
+    """One step of the optimiser; the mean loss over the whole batch of all processes."""
+    config, team = run.config, run.team
+    own = team.share(rows)
+    parts = np.array_split(np.arange(len(own)), min(config.accumulate, len(own)))
+    stage.optimiser.zero_grad()
+    loss = torch.zeros((), dtype=torch.float64, device=team.device)
+    figures: dict[str, float] = {}
+    for number, part in enumerate(parts, start=1):
+        batch = Batch(
+            images=images[part[0] : part[-1] + 1],
+            rows=own[part],
+            draws=Draws(key, own[part]),
+            done=done,
+        )
+        with mixed_precision(config):
+            losses: Losses = module(batch)
+        total = losses.loss.float().sum()
+        loss += total.detach().double()
+        figures = {k: float(v.float().mean()) for k, v in losses.figures.items()}
+        # gradients are averaged over the processes, so that this is the mean over the whole batch
+        scaled = total * (team.size / len(rows))
+        if number < len(parts) and team.size > 1:
+            with module.no_sync():  # type: ignore[operator]
+                scaled.backward()  # type: ignore[no-untyped-call]
+        else:
+            scaled.backward()  # type: ignore[no-untyped-call]
+    mean = team.total(loss) / len(rows)
+    if not np.isfinite(mean):
+        raise TrainingError(f"the loss of the {stage.name} is not finite (NaN): {stage.advice}")
+    stage.optimiser.step()
+    return mean, "".join(f"  {name} {value:.2f}" for name, value in figures.items())
+
+
+def _end_epoch(stage: Stage, standing: Standing, run: Run) -> None:
+    score, figures = stage.validate(standing.epoch / stage.epochs)
+    score = run.team.agree(score)
+    figures = {"train_loss": float(np.mean(standing.losses)), **figures}
+    run.epochs.append(Epoch(part=stage.name, number=standing.epoch, figures=figures))
+    if run.team.first:
+        run.record(run.epochs)
+    if score < standing.best_score:
+        standing.best_score, standing.best_epoch = score, standing.epoch
+        standing.best_weights = {k: v.detach().clone() for k, v in stage.weights().items()}
+    late = standing.epoch - standing.best_epoch >= stage.patience
+    standing.over = bool(standing.best_epoch) and late
+    standing.epoch, standing.done, standing.losses = standing.epoch + 1, 0, []
+    _save(stage, standing, run)
+
+
+def _save(stage: Stage, standing: Standing, run: Run) -> None:
+    if run.team.first:
+        states = {
+            "network": run.network.state_dict(),
+            "optimiser": stage.optimiser.state_dict(),
+            "stage": stage.state(),
+        }
+        run.checkpoints.save(standing, run.epochs, states)
+    run.team.wait()
+
+
+def _resume(stage: Stage, run: Run) -> Standing | None:
+    """Where the stage stands: at its start, or where the checkpoint says; None where it is over."""
+    found = run.checkpoints.load() if run.goes_on else None
+    if found is None:
+        standing = Standing(stage=stage.name)
+        _save(stage, standing, run)
+        return standing
+    standing, epochs, states = found
+    run.network.load_state_dict(states["network"])
+    run.epochs[:] = epochs
+    if standing.stage != stage.name:
+        return None
+    stage.optimiser.load_state_dict(states["optimiser"])
+    stage.restore(states["stage"])
+    run.goes_on = False
+    run.progress.note(
+        f"{stage.name}: going on in epoch {standing.epoch} after {standing.done} steps"
     )
-    card = model_card(description, network.architecture.to_manifest())
-    return bundles.save(out, network, description, card)
-
-
-def round_to_half(network: ExplainedNetwork, validation: Examples) -> float:
-    """Rounds all weights to what a bundle stores of them, most of them float16.
-
-    Everything measured afterwards is measured on the weights that ship. Returns by how much p of a
-    validation image changes at most. Raises `TrainingError` where a weight does not fit.
-    """
-    images = torch.from_numpy(validation.images)
-    before = probabilities(network, images)
-    rounded = {
-        k: bundles.as_stored(v).to(v.dtype) if v.is_floating_point() else v
-        for k, v in network.state_dict().items()
-    }
-    if not all(bool(torch.isfinite(v).all()) for v in rounded.values()):
-        raise TrainingError("a weight is too large for float16")
-    network.load_state_dict(rounded)
-    return float((probabilities(network, images) - before).abs().max())
-
-
-def code_state() -> dict[str, Any]:
-    """Which code trains: release, commit, whether it was changed since, digest of the sources."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    sources = hashlib.sha256()
-    for path in sorted([*root.glob("trainer/*.py"), *root.glob("nemt_dicom/*.py")]):
-        sources.update(path.name.encode() + b"\0" + path.read_bytes())
-    changes = git("status", "--porcelain", "--", "trainer", "nemt_dicom/*.py")
-    try:
-        release = version("nemt-dicom")
-    except PackageNotFoundError:
-        release = "not installed"
-    return {
-        "version": release,
-        "commit": git("rev-parse", "--verify", "HEAD") or "unknown",
-        "dirty": None if changes is None else bool(changes),
-        "sources": sources.hexdigest(),
-    }
-
-
-def device_name(config: TrainingConfig) -> str:
-    """The processor as people name it."""
-    if config.device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
-    return f"{model or platform.machine()}, {config.threads} threads"
-
-
-def _load(
-    cases: Sequence[Case], split: str, config: TrainingConfig, progress: Progress
-) -> Examples:
-    chosen = [case for case in cases if case.split == split]
-    progress.stage(f"reading, {split}", len(chosen))
-    return load_examples(chosen, config.preprocessing, done=progress.step)
-
-
-def _description(
-    config: TrainingConfig, cases: Sequence[Case], thresholds: Thresholds
-) -> dict[str, Any]:
-    """The manifest without what `bundle.save` adds; no folder of this machine stands in it."""
-    pictures = {case.path.suffix.lower() != ".dcm" for case in cases if case.split == "train"}
-    return {
-        "name": config.target,
-        "version": BUNDLE_VERSION,
-        "target": config.target,
-        "source_kinds": ["picture" if picture else "dicom" for picture in sorted(pictures)],
-        "decision_threshold": thresholds.decision_threshold,
-        "mask_threshold": thresholds.mask_threshold,
-        "evidence_margin": thresholds.evidence_margin,
-        "fill": config.fill,
-        "preprocessing": config.preprocessing.to_manifest(),
-        "training": {
-            "recipe": config.to_manifest(),
-            "thresholds": thresholds.found,
-            "device": device_name(config),
-            "libraries": {name: version(name) for name in ("torch", "timm", "prodigyopt")},
-        },
-        "data": {
-            "sources": sorted({case.source for case in cases}),
-            "splits": describe(cases),
-            "fingerprint": fingerprint(cases),
-        },
-        "metrics": {},
-    }
-
-
-def _make_repeatable(config: TrainingConfig) -> None:
-    torch.manual_seed(config.seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    if config.device == "cpu":
-        torch.set_num_threads(config.threads)
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    return standing

@@ -1,0 +1,129 @@
+"""The paper's ablation (its appendix A.3) on one target model: one command, a table and a plot.
+
+Each variant trains the explanation module anew with the paper's objective (deletion form, response
+probability, exponent 2, black fill, no warm-up) and one thing changed, and is measured on the test
+images that have ground truth.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemt_dicom.errors import DataError
+
+from . import report
+from .cache import Examples
+from .checkpoint import CheckpointFile
+from .classifier import ClassifierStage
+from .comparison import average, compare, figure
+from .config import PRESETS, Places, TrainingConfig
+from .datasets import read_truth
+from .distributed import Team
+from .explanation import ExplanationStage, soft_masks
+from .progress import Progress
+from .run import Prepared, load_split, make_repeatable, prepare
+from .train import Run, fit
+
+AREA_WEIGHTS = (1.0, 0.66, 0.5, 0.4, 0.33)
+NEIGHBOURHOODS = (14, 17, 21, 24, 28)
+BASE = "λ₁ 0.5, 21 x 21"
+
+PAPERS = ("area_weight", "area_warmup", "response", "exponent", "fall_only", "fill")
+"""What every variant takes from the preset "paper"."""
+
+
+def variants(config: TrainingConfig) -> dict[str, TrainingConfig]:
+    """The ablation's recipes by name; the first is the paper's own."""
+    papers = {name: PRESETS["paper"][name] for name in PAPERS}
+    base = replace(config, **papers, neighbourhood=21, preservation=0.0, objective="nemt")
+    found = {BASE: base}
+    found |= {f"λ₁ {w}": replace(base, area_weight=w) for w in AREA_WEIGHTS if w != 0.5}
+    found |= {f"{n} x {n}": replace(base, neighbourhood=n) for n in NEIGHBOURHOODS if n != 21}
+    found["no filter"] = replace(base, neighbourhood=1)
+    found["literal equation (2)"] = replace(base, objective="literal")
+    return found
+
+
+def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> str:
+    """Runs all variants and returns their table; it, a plot and the figures go to `places.out`.
+
+    A second call with the same `places.out` computes only what is missing. Raises `DataError` where
+    no test image has ground truth.
+    """
+    make_repeatable(config)
+    places.out.mkdir(parents=True, exist_ok=True)
+    team = Team.join(config.device)
+    if team.size > 1:
+        raise DataError("the ablation runs in one process; leave torchrun out")
+    prepared = prepare(config, places, team, progress)
+    test = load_split(prepared.dataset, "test", config, places, progress)
+    truth = [read_truth(c, g) for c, g in zip(test.cases, test.geometries, strict=True)]
+    rows = np.array([i for i, t in enumerate(truth) if t is not None and test.labels[i] > 0.5])
+    if not len(rows):
+        raise DataError("no test image has boxes or a lesion mask, so nothing can be measured")
+    regions = np.stack([truth[i] for i in rows])
+
+    def stages(name: str) -> Run:
+        path = places.out / f"{name}.pt"
+        return Run(
+            config=config,
+            network=prepared.network,
+            team=team,
+            checkpoints=CheckpointFile(path),
+            progress=progress,
+            record=lambda _epochs: None,
+            epochs=[],
+            goes_on=path.is_file(),
+        )
+
+    if places.target_model is None:
+        stage = ClassifierStage(prepared.network, prepared.train, prepared.validation, config)
+        fit(stage, prepared.train, stages("target-model"))
+    found: dict[str, Any] = {}
+    for name, recipe in variants(config).items():
+        path = places.out / f"{_file_name(name)}.json"
+        if not path.is_file():
+            row = _measure(prepared, recipe, stages, test, rows, regions, progress)
+            path.write_text(json.dumps(row), encoding="utf-8")
+        found[name] = json.loads(path.read_text("utf-8"))
+    text = report.ablation_table(found)
+    (places.out / "ablation.md").write_text(text + "\n", encoding="utf-8")
+    report.draw_ablation(places.out / "ablation.png", found)
+    return text
+
+
+def _measure(
+    prepared: Prepared,
+    recipe: TrainingConfig,
+    stages: Callable[[str], Run],
+    test: Examples,
+    rows: Any,
+    regions: Any,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Trains one variant's explanation module from its beginning, and measures it."""
+    network = prepared.network
+    network.smoothing.side = recipe.neighbourhood
+    torch.manual_seed(recipe.seed)
+    for module in network.explanation_module.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    shared = stages("variant")
+    shared.config, shared.goes_on = recipe, False
+    stage = ExplanationStage(network, prepared.validation, recipe, collapse_ends=False)
+    fit(stage, prepared.train, shared)
+    shared.checkpoints.path.unlink(missing_ok=True)
+    images = test.take(rows)
+    patients = [test.cases[i].patient for i in rows]
+    _, masks = soft_masks(network, images)
+    row = compare({"nemt": masks}, regions, images, network.probability, patients)["nemt"]
+    progress.note(f"mass {row['mass']['value']:.3f}, rank {row['rank']['value']:.3f}")
+    return row | {"area": figure(average(masks.mean(axis=(1, 2))), patients)}
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name)

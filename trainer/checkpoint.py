@@ -1,0 +1,78 @@
+"""Where a run stands, in one file that is replaced as a whole: a kill leaves the old or the new."""
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemt_dicom.errors import TrainingError
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One line of `metrics.csv`: the part trained, its epoch from 1, and its figures."""
+
+    part: str
+    number: int
+    figures: dict[str, float]
+
+
+@dataclass(kw_only=True)
+class Standing:
+    """How far a stage has come.
+
+    epoch: the one under way, from 1. done: its steps that are done. losses: of these. best_*: of
+    the epochs so far; best_score is smallest. over: nothing is left to train.
+    """
+
+    stage: str
+    epoch: int = 1
+    done: int = 0
+    losses: list[float] = field(default_factory=list)
+    best_score: float = float("inf")
+    best_epoch: int = 0
+    best_weights: Weights = field(default_factory=dict)
+    over: bool = False
+
+
+class CheckpointFile:
+    """`checkpoint.pt` of a run: tensors and plain values only, read without pickle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(self, standing: Standing, epochs: list[Epoch], states: dict[str, Any]) -> None:
+        """Replaces the file. states: state dicts of network, optimiser and whatever else moves."""
+        content = {
+            "standing": vars(standing),
+            "epochs": [asdict(epoch) for epoch in epochs],
+            "states": states,
+        }
+        draft = self.path.with_suffix(".tmp")
+        with draft.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self.path)
+
+    def load(self) -> tuple[Standing, list[Epoch], dict[str, Any]] | None:
+        """What `save` was told last; None where there is no file. Raises `TrainingError`."""
+        if not self.path.is_file():
+            return None
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            return (
+                Standing(**content["standing"]),
+                [Epoch(**epoch) for epoch in content["epochs"]],
+                content["states"],
+            )
+        except Exception as error:  # noqa: BLE001 (whatever a damaged file makes torch raise)
+            raise TrainingError(
+                f"{self.path}: cannot be resumed from ({type(error).__name__}); start anew with "
+                "another --out"
+            ) from error

@@ -1,0 +1,78 @@
+"""One run on several processes, as torchrun starts them; alone it is one process.
+
+Every process reads all tables, takes its share of each batch, and validates everything; the first
+one writes. Gradients are averaged by DistributedDataParallel: NCCL on GPUs, Gloo on CPUs.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Team:
+    """The processes of a run. rank: this one's number. size: how many. device: this one's."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: str) -> "Team":
+        """Joins the processes that torchrun started; `device`: "cpu" or "cuda"."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls(rank=0, size=1, device=torch.device(device))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        own = torch.device(device, local) if device == "cuda" else torch.device(device)
+        if device == "cuda":
+            torch.cuda.set_device(own)
+        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        return cls(rank=distributed.get_rank(), size=size, device=own)
+
+    @property
+    def first(self) -> bool:
+        """True for the process that writes and reports."""
+        return self.rank == 0
+
+    def share(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """This process's part of a batch."""
+        return rows[self.rank :: self.size]
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module, its gradients averaged over all processes."""
+        if self.size == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices)
+
+    def total(self, value: Tensor) -> float:
+        """The sum over all processes of a scalar, the same number on each."""
+        if self.size == 1:
+            return float(value)
+        summed = value.detach().double().clone()
+        distributed.all_reduce(summed)
+        return float(summed)
+
+    def agree(self, value: float) -> float:
+        """The first process's value on every process, for decisions that all must take alike."""
+        if self.size == 1:
+            return value
+        said = torch.tensor([value], dtype=torch.float64, device=self.device)
+        distributed.broadcast(said, src=0)
+        return float(said)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def leave(self) -> None:
+        """Ends the group."""
+        if self.size > 1:
+            distributed.destroy_process_group()

@@ -1,0 +1,42 @@
+"""Random numbers that depend on nothing but what they are for.
+
+Every number is a function of the run's seed, the stage, the epoch, the use and the example. So a
+run that was killed goes on as if it had not been, and two processes that share a batch draw what
+one process alone would.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Draws:
+    """The random numbers of some examples of one epoch.
+
+    key: what they are for, such as (seed, stage, epoch). rows: the examples, as numbers.
+    """
+
+    def __init__(self, key: Sequence[int | str], rows: NDArray[np.intp]) -> None:
+        self._key = tuple(key)
+        self._rows = rows
+
+    def uniform(self, use: str, count: int) -> Tensor:
+        """(len(rows), count) float32 in [0, 1), the same for the same key, use and row."""
+        values = np.stack(
+            [_generator((*self._key, use), int(row)).random(count, np.float32) for row in self._rows]
+        )
+        return torch.from_numpy(values)
+
+
+def shuffled(key: Sequence[int | str], count: int) -> NDArray[np.intp]:
+    """The numbers 0 to `count` - 1 in a random order that depends on the key alone."""
+    return _generator((*key, "order"), 0).permutation(count)
+
+
+def _generator(key: Sequence[int | str], row: int) -> np.random.Generator:
+    digest = hashlib.sha256(repr(tuple(key)).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=[int.from_bytes(digest[:8], "big"), row]))

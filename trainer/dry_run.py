@@ -1,0 +1,150 @@
+"""What a run would cost, before anything is spent: data, sizes, memory and time, measured."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from nemt_dicom.network import ExplainedNetwork
+
+from .cache import Examples, load_examples
+from .classifier import ClassifierStage
+from .config import Places, TrainingConfig
+from .datasets import describe, find_cases
+from .distributed import Team
+from .explanation import ExplanationStage
+from .progress import Progress
+from .report import table
+from .run import make_repeatable
+from .target_model import build_network
+from .train import Run, Stage, batches, read_ahead, take_step
+
+STEPS = 6
+"""Steps timed of each kind."""
+
+Maker = Callable[[TrainingConfig], Stage]
+"""Makes a stage for a recipe."""
+
+
+def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
+    """A Markdown report. Reads the tables and a few batches of training images; trains nothing."""
+    make_repeatable(config)
+    dataset = find_cases(
+        places.folders,
+        target=config.target,
+        validation_share=config.validation_share,
+        skip_bad=places.skip_bad,
+    )
+    network = build_network(config, places, dataset).to(config.device)
+    cases = [case for case in dataset.cases if case.split == "train"]
+    sample = cases[: config.batch * STEPS]
+    progress.stage("reading a sample", len(sample))
+    started = time.monotonic()
+    examples = load_examples(
+        sample, config.preprocessing, cache=places.cache, done=progress.step, skip_bad=True
+    )
+    reading = (time.monotonic() - started) / len(sample) * len(dataset.cases)
+    makers: dict[str, tuple[Maker, int]] = {}
+    if config.objective != "nem-u" and places.target_model is None:
+        makers["classifier"] = (
+            lambda recipe: ClassifierStage(network, examples, examples, recipe),
+            config.classifier_epochs,
+        )
+    makers["explanation module"] = (
+        lambda recipe: ExplanationStage(network, examples, recipe),
+        config.mask_epochs,
+    )
+    rows, total = [], reading
+    for name, (make, epochs) in makers.items():
+        steps = epochs * len(batches(config, name, 1, len(cases)))
+        bare, piped = rates(make, network, examples, config, progress)
+        total += steps / piped
+        figures = (f"{bare:.2f}", f"{piped:.2f}", f"{piped / bare:.0%}")
+        rows.append([name, str(steps), *figures, f"{steps / piped / 60:.1f}"])
+    return "\n\n".join(
+        [
+            table(
+                ["split", "images", "positives", "patients"],
+                [
+                    [name, *(str(v) for v in row.values())]
+                    for name, row in describe(dataset.cases).items()
+                ],
+            ),
+            _sizes(network, len(dataset.cases), config, examples.store.shape[1]),
+            table(
+                [
+                    "stage",
+                    "steps",
+                    "bare steps/s",
+                    "steps/s with the input pipeline",
+                    "share",
+                    "minutes",
+                ],
+                rows,
+            ),
+            f"Reading all images once: at most {reading / 60:.1f} minutes. Training, at most "
+            f"{total / 60:.1f} minutes in all, without validation and evaluation.",
+            *dataset.notes,
+        ]
+    )
+
+
+def rates(
+    make: Maker,
+    network: ExplainedNetwork,
+    examples: Examples,
+    config: TrainingConfig,
+    progress: Progress,
+) -> tuple[float, float]:
+    """Steps a second: of the bare step, on tensors in memory and without augmentation; and of the
+    loop's own, with images from the cache, read ahead, and augmentation.
+
+    Both in turn, so that a noisy machine is noisy to both; the inverse of the median times.
+    """
+    team = Team(rank=0, size=1, device=torch.device(config.device))
+    plain = replace(config, augment=False, occlusion=False)
+    name = make(plain).name
+    first = batches(config, name, 1, len(examples))[0]
+    held = torch.from_numpy(examples.take(first)).to(team.device)
+    planned = [
+        rows for epoch in range(STEPS + 1) for rows in batches(config, name, epoch, len(examples))
+    ][: STEPS + 1]
+    times: dict[bool, list[float]] = {False: [], True: []}
+    progress.stage(f"timing, {name}", 2 * len(planned))
+    reader = read_ahead(examples, planned, team)
+    for number in range(len(planned)):
+        for piped, recipe in ((False, plain), (True, config)):
+            run = Run.bare(recipe, network, team)
+            stage = make(recipe)
+            stage.begin_epoch()
+            started = time.monotonic()
+            rows, images = next(reader) if piped else (first, held)
+            take_step(stage, stage.module, rows, images, (config.seed, name, 1), 0.5, run)
+            if number:  # the first is warm-up
+                times[piped].append(time.monotonic() - started)
+            progress.step()
+            stage.keep(None)
+    return 1 / statistics.median(times[False]), 1 / statistics.median(times[True])
+
+
+def _sizes(network: ExplainedNetwork, count: int, config: TrainingConfig, channels: int) -> str:
+    target, module = (
+        sum(p.numel() for p in part.parameters())
+        for part in (network.target_model, network.explanation_module)
+    )
+    cached = count * channels * config.size**2 * 4
+    if config.device == "cuda":
+        memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory"
+    else:  # in KiB on Linux, in bytes on macOS
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        memory = f"{peak / 2**30:.1f} GiB of memory"
+    return (
+        f"Target model `{config.backbone}`: {target:,} parameters. Explanation module "
+        f"`{config.decoder}`: {module:,}. A step of {config.batch} images took {memory} at most. "
+        f"The cache of all images takes {cached / 2**30:.2f} GiB of disk."
+    )

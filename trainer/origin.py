@@ -1,0 +1,106 @@
+"""Where a bundle comes from: its manifest's account of data, recipe, code and machine."""
+
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemt_dicom.network import ExplainedNetwork
+
+from .config import Places, TrainingConfig
+from .datasets import Dataset, describe, fingerprint
+from .target_model import file_digest
+from .thresholds import Thresholds
+
+BUNDLE_VERSION = "0.2.0"
+
+
+def describe_bundle(
+    dataset: Dataset,
+    config: TrainingConfig,
+    places: Places,
+    network: ExplainedNetwork,
+    thresholds: Thresholds,
+) -> dict[str, Any]:
+    """The manifest without what `bundle.save` adds; no folder of this machine stands in it."""
+    architecture = network.architecture
+    kinds = {case.kind for case in dataset.cases if case.split == "train"}
+    return {
+        "name": architecture.target,
+        "version": BUNDLE_VERSION,
+        "target": architecture.target,
+        "source_kinds": sorted(kinds),
+        "decision_threshold": thresholds.decision_threshold,
+        "mask_threshold": thresholds.mask_threshold,
+        "evidence_margin": thresholds.evidence_margin,
+        "fill": config.fill,
+        "preprocessing": config.preprocessing.to_manifest(),
+        "training": {
+            "recipe": config.to_manifest(),
+            "target_model_file": file_digest(places.target_model),
+            "initial_weights_file": file_digest(places.initial_weights),
+            "thresholds": thresholds.found,
+            "libraries": {name: version(name) for name in ("torch", "timm", "prodigyopt")},
+            "code": code_state(),
+            "parameters": {
+                "target_model": _count(network.target_model),
+                "explanation_module": _count(network.explanation_module),
+            },
+        },
+        "data": {
+            "sources": sorted({case.source for case in dataset.cases}),
+            "label": dataset.target,
+            "splits": describe(dataset.cases),
+            "fingerprint": fingerprint(dataset.cases),
+        },
+        "metrics": {},
+    }
+
+
+def code_state() -> dict[str, Any]:
+    """Which code trains: release, commit, whether it was changed since, digest of the sources."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    sources = hashlib.sha256()
+    for path in sorted([*root.glob("trainer/*.py"), *root.glob("nemt_dicom/*.py")]):
+        sources.update(path.name.encode() + b"\0" + path.read_bytes())
+    changes = git("status", "--porcelain", "--", "trainer", "nemt_dicom/*.py")
+    try:
+        release = version("nemt-dicom")
+    except PackageNotFoundError:
+        release = "not installed"
+    return {
+        "version": release,
+        "commit": git("rev-parse", "--verify", "HEAD") or "unknown",
+        "dirty": None if changes is None else bool(changes),
+        "sources": sources.hexdigest(),
+    }
+
+
+def device_name(config: TrainingConfig) -> str:
+    """The processor as people name it."""
+    if config.device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
+    return f"{model or platform.machine()}, {config.threads} threads"
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

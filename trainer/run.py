@@ -1,0 +1,281 @@
+"""A training run from labelled folders to a bundle: it reads top to bottom.
+
+labelled images -> target model -> explanation module -> thresholds -> bundle -> evaluation of that
+bundle as it is served -> the same bundle with its figures and its model card.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemt_dicom import bundle as bundles
+from nemt_dicom.bundle import Bundle
+from nemt_dicom.errors import TrainingError
+from nemt_dicom.network import ExplainedNetwork
+
+from . import report
+from .cache import Examples, load_examples
+from .card import model_card
+from .checkpoint import CheckpointFile, Epoch
+from .classifier import ClassifierStage
+from .config import Places, TrainingConfig
+from .datasets import Dataset, find_cases
+from .distributed import Team
+from .evaluate import evaluate
+from .explanation import ExplanationStage, soft_masks
+from .origin import describe_bundle, device_name
+from .progress import Progress
+from .target_model import build_network
+from .thresholds import FIXED, Thresholds, choose_thresholds
+from .train import Run, fit
+
+LARGEST_CHANGE = 0.005
+"""How far float16 weights may move the answer for a validation image."""
+
+SHOWN = 12
+"""Validation images a label in the panel of masks."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """What a run starts from: the data, as tables and as examples, and the untrained network."""
+
+    dataset: Dataset
+    train: Examples
+    validation: Examples
+    network: ExplainedNetwork
+
+
+def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | None:
+    """Trains a bundle, writes it to `places.out` and its record to `places.out`/run.
+
+    Returns None in every process but the first. Raises `DataError` and `TrainingError`; nothing is
+    trained before all data have been read.
+    """
+    started = time.monotonic()
+    folder = places.out / "run"
+    checkpoints = CheckpointFile(folder / "checkpoint.pt")
+    _require_place(config, places, checkpoints)
+    make_repeatable(config)
+    team = Team.join(config.device)
+    try:
+        prepared = prepare(config, places, team, progress)
+        if team.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(config.to_manifest(), indent=2)
+            (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        team.wait()
+        stages = Run(
+            config=config,
+            network=prepared.network,
+            team=team,
+            checkpoints=checkpoints,
+            progress=progress,
+            record=_recorder(prepared, folder, tensorboard=places.tensorboard),
+            epochs=[],
+            goes_on=places.resume,
+        )
+        train_network(prepared, config, places, stages)
+    finally:
+        team.leave()
+    if not team.first:
+        return None
+    facts = {
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "device": device_name(config),
+        "processes": team.size,
+        "epochs": [[e.part, e.number, e.figures] for e in stages.epochs],
+    }
+    bundle = finish(prepared, config, places, facts, progress)
+    checkpoints.path.unlink(missing_ok=True)  # the bundle is whole: nothing is left to resume
+    return bundle
+
+
+def prepare(
+    config: TrainingConfig, places: Places, team: Team, progress: Progress
+) -> Prepared:
+    """Reads the tables, then the images into the cache, and builds the network."""
+    dataset = find_cases(
+        places.folders,
+        target=config.target,
+        validation_share=config.validation_share,
+        skip_bad=places.skip_bad,
+    )
+    for note in dataset.notes:
+        progress.note(note)
+    network = build_network(config, places, dataset)
+    if places.compile:
+        network.compile()
+        network.target_model.compile()
+    train, validation = (
+        load_split(dataset, split, config, places, progress) for split in ("train", "validation")
+    )
+    network.to(team.device)
+    return Prepared(dataset=dataset, train=train, validation=validation, network=network)
+
+
+def load_split(
+    dataset: Dataset, split: str, config: TrainingConfig, places: Places, progress: Progress
+) -> Examples:
+    """The examples of one split, through the cache."""
+    cases = [case for case in dataset.cases if case.split == split]
+    progress.stage(f"reading, {split}", len(cases))
+    examples = load_examples(
+        cases,
+        config.preprocessing,
+        cache=places.cache,
+        done=progress.step,
+        skip_bad=places.skip_bad,
+    )
+    if examples.skipped:
+        progress.note(f"{split}: {len(examples.skipped)} images could not be read: "
+                      f"{', '.join(examples.skipped[:5])}")
+    return examples
+
+
+def train_network(
+    prepared: Prepared, config: TrainingConfig, places: Places, stages: Run
+) -> None:
+    """Both stages; the target model's only where it is not given and not a feature extractor."""
+    network, train, validation = prepared.network, prepared.train, prepared.validation
+    if config.objective != "nem-u" and places.target_model is None:
+        fit(ClassifierStage(network, train, validation, config), train, stages)
+    fit(ExplanationStage(network, validation, config), train, stages)
+
+
+def finish(
+    prepared: Prepared,
+    config: TrainingConfig,
+    places: Places,
+    facts: dict[str, Any],
+    progress: Progress,
+) -> Bundle:
+    """From a trained network to its bundle: thresholds, evaluation as it is served, model card.
+
+    facts: what else the manifest shall say of the training.
+    """
+    network, validation, out = prepared.network, prepared.validation, places.out
+    half, change = round_to_half(network, validation)
+    progress.note(f"float16 weights change the answer for a validation image by up to {change:.4f}")
+    thresholds = (
+        choose_thresholds(network, validation, config, progress)
+        if network.architecture.explains == "target"
+        else FIXED
+    )
+    _draw_panel(out / "run" / "masks.png", network, validation, thresholds)
+    network.to("cpu")
+    description = describe_bundle(prepared.dataset, config, places, network, thresholds)
+    description["training"] |= facts | {
+        "weights": "float16" if half else "float32",
+        "half_precision_changes_answer": round(change, 6),
+    }
+    draft = bundles.save(out, network, description, "# Draft, not yet evaluated\n", half=half)
+    description["metrics"] = evaluate(
+        draft, prepared.dataset, places.cache, device=config.device, progress=progress
+    )
+    if "localisation" in description["metrics"]:
+        report.draw_comparison(out / "run" / "comparison.png", description["metrics"])
+    card = model_card(description, network.architecture.to_manifest())
+    return bundles.save(out, network, description, card, half=half)
+
+
+def round_to_half(network: ExplainedNetwork, validation: Examples) -> tuple[bool, float]:
+    """Rounds all weights to what a bundle stores of them, most of them float16.
+
+    Everything measured afterwards is measured on the weights that ship. Returns whether they were
+    rounded, and by how much the answer for a validation image changes at most: p, or the cosine
+    similarity of an embedding. They are not where that is more than LARGEST_CHANGE.
+    """
+    images = validation.images
+    exact = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    before, _ = soft_masks(network, images)
+    rounded = {
+        k: bundles.as_stored(v).to(v) if v.is_floating_point() else v for k, v in exact.items()
+    }
+    finite = all(bool(torch.isfinite(v).all()) for v in rounded.values())
+    change = float("inf")
+    if finite:
+        network.load_state_dict(rounded)
+        after, _ = soft_masks(network, images)
+        change = _largest_change(before, after)
+    if not change <= LARGEST_CHANGE:
+        network.load_state_dict(exact)
+    return change <= LARGEST_CHANGE, change
+
+
+def make_repeatable(config: TrainingConfig) -> None:
+    """The same seed, threads and libraries give the same bits, on one kind of device."""
+    torch.manual_seed(config.seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if config.device == "cpu":
+        torch.set_num_threads(config.threads)
+
+
+def _largest_change(before: Any, after: Any) -> float:
+    if before.ndim == 1:
+        return float(np.abs(before - after).max())
+    norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+    return float((1 - (before * after).sum(axis=1) / np.maximum(norms, 1e-12)).max())
+
+
+def _require_place(config: TrainingConfig, places: Places, checkpoints: CheckpointFile) -> None:
+    out = places.out
+    if not places.resume:
+        if out.exists() and any(out.iterdir()):
+            hint = "; go on with --resume" if checkpoints.path.is_file() else ""
+            raise TrainingError(f"{out} is not empty; choose a new folder{hint}")
+        return
+    if not checkpoints.path.is_file():
+        raise TrainingError(f"{out} has no checkpoint to resume from; leave --resume out")
+    recorded = json.loads((out / "run" / "config.json").read_text("utf-8"))
+    changed = config.difference(recorded)
+    if changed:
+        raise TrainingError(
+            f"{out} was begun with other settings ({', '.join(changed)}); resume with the same, or "
+            "choose a new folder"
+        )
+
+
+def _recorder(
+    prepared: Prepared, folder: Path, *, tensorboard: bool
+) -> Callable[[list[Epoch]], None]:
+    """What is written after each epoch: figures, curves, a panel of masks, TensorBoard's events."""
+    writer = report.tensorboard_writer(folder / "tensorboard") if tensorboard else None
+
+    def record(epochs: list[Epoch]) -> None:
+        newest = epochs[-1]
+        report.write_metrics(folder / "metrics.csv", epochs)
+        report.draw_curves(folder / "curves.png", epochs)
+        if newest.part == ExplanationStage.name:
+            path = folder / f"masks-{newest.number:03d}.png"
+            _draw_panel(path, prepared.network, prepared.validation, FIXED)
+        if writer is not None:
+            for name, value in newest.figures.items():
+                writer.add_scalar(f"{newest.part}/{name}", value, newest.number)
+            writer.flush()
+
+    return record
+
+
+def _draw_panel(
+    path: Path, network: ExplainedNetwork, validation: Examples, thresholds: Thresholds
+) -> None:
+    rows = np.concatenate(
+        [np.flatnonzero(validation.labels == label)[:SHOWN] for label in (1, 0)]
+    )
+    images = validation.take(rows)
+    answer, masks = soft_masks(network, images)
+    titles = [
+        f"{'positive' if validation.labels[row] > 0.5 else 'negative'}"
+        + ("" if answer.ndim > 1 else f", p = {p:.2f}")
+        for row, p in zip(rows, answer[:, 0] if answer.ndim > 1 else answer, strict=True)
+    ]
+    report.draw_masks(path, images, titles, masks, thresholds.mask_threshold)
+
+
