@@ -22,8 +22,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import Architecture, ExplainedNetwork, filled, remove
 
+from .cache import Examples
 from .config import DEFAULT_BACKBONE, TrainingConfig
-from .datasets import Examples
 from .metrics import area_under_curve
 from .progress import Progress
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork
 
+from .cache import Examples
 from .classifier import Epoch, augment, batches, mixed_precision
 from .config import TrainingConfig
-from .datasets import Examples
 from .objectives import Deletion
 from .progress import Progress
 

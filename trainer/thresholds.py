@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork, Fill, filled, remove
 
-from .datasets import Examples
+from .cache import Examples
 from .explanation import soft_masks
 from .progress import Progress
 

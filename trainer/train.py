@@ -21,10 +21,11 @@ from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork
 
 from . import report
+from .cache import Examples, default_cache, load_examples
 from .card import model_card
 from .classifier import Epoch, build_network, probabilities, train_classifier
 from .config import TrainingConfig
-from .datasets import Case, Examples, describe, find_cases, fingerprint, load_examples
+from .datasets import Case, describe, find_cases, fingerprint
 from .evaluate import evaluate
 from .explanation import soft_masks, train_explanation_module
 from .progress import Progress
@@ -42,7 +43,9 @@ def run(config: TrainingConfig, folders: Sequence[Path], out: Path, progress: Pr
     if out.exists() and any(out.iterdir()):
         raise TrainingError(f"{out} is not empty; choose a new folder")
     _make_repeatable(config)
-    cases = find_cases(folders, target=config.target, validation_share=config.validation_share)
+    cases = find_cases(
+        folders, target=config.target, validation_share=config.validation_share
+    ).cases
     network = build_network(config)
     train, validation = (_load(cases, split, config, progress) for split in ("train", "validation"))
     (out / "run").mkdir(parents=True)
@@ -163,7 +166,7 @@ def _load(
 ) -> Examples:
     chosen = [case for case in cases if case.split == split]
     progress.stage(f"reading, {split}", len(chosen))
-    return load_examples(chosen, config.preprocessing, done=progress.step)
+    return load_examples(chosen, config.preprocessing, cache=default_cache(), done=progress.step)
 
 
 def _description(
