@@ -141,26 +141,32 @@ class Preprocessing:
 
     def geometry(self, radiograph: Radiograph) -> Geometry:
         """Where the model frame of this preprocessing lies in `radiograph`."""
-        rows, columns = radiograph.pixels.shape
+        rows, columns = radiograph.pixels.shape[:2]
         return Geometry(
             rows=rows, columns=columns, orientation=radiograph.orientation, size=self.size
         )
 
     def __call__(self, radiograph: Radiograph) -> tuple[NDArray[np.float32], Geometry]:
-        """The model's tensor, (1, size, size) float32 in [0, 1], and its geometry."""
+        """The model's tensor, (C, size, size) float32 in [0, 1], and its geometry.
+
+        C is 1, or 3 for a photograph. The percentiles are of all channels together: stretching
+        each by its own would change the colours.
+        """
         geometry = self.geometry(radiograph)
         inside = geometry.inside()
-        tensor = geometry.to_model(radiograph.pixels)
+        pixels = radiograph.pixels
+        channels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+        tensor = np.stack([geometry.to_model(channel) for channel in channels])  # (C, S, S)
         counted = inside
         if radiograph.valid is not None:
             share = geometry.to_model(radiograph.valid.astype(np.float32))
             whole = inside & (share > 0.999)
             counted = whole if whole.any() else inside
-        low, high = np.percentile(tensor[counted], (self.low_percentile, self.high_percentile))
+        low, high = np.percentile(tensor[:, counted], (self.low_percentile, self.high_percentile))
         spread = max(float(high - low), 1e-6)
         tensor = np.clip((tensor - np.float32(low)) / np.float32(spread), 0.0, 1.0)
-        tensor[~inside] = 0.0
-        return tensor[None].astype(np.float32), geometry
+        tensor[:, ~inside] = 0.0
+        return tensor.astype(np.float32), geometry
 
     def to_manifest(self) -> dict[str, float]:
         """The JSON form kept in a bundle."""

@@ -1,4 +1,4 @@
-"""From a DICOM dataset (or a picture file) to a `Radiograph`, or a typed refusal.
+"""From a DICOM dataset (or a picture or photograph file) to a `Radiograph`, or a typed refusal.
 
 decode -> what a display shows (display.py) -> padding and collimation -> orientation.
 """
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from pydicom import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import pixel_array as pydicom_pixel_array
@@ -59,22 +59,28 @@ LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG
 _UNUSABLE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
 """What a value of the wrong kind or number raises, in pydicom or here."""
 
+_NO_PICTURE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is damaged, of no known format, or far too large."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Radiograph:
     """One frontal radiograph, ready for preprocessing and for display, in the source's frame.
 
-    pixels: (rows, columns) float32 in [0, 1], 0 shown black and 1 white (MONOCHROME2 polarity).
+    The trainer also reads colour photographs into it, which the service never receives.
+
+    pixels: (rows, columns) float32 in [0, 1], 0 shown black and 1 white (MONOCHROME2 polarity);
+        of a photograph (rows, columns, 3): red, green, blue.
     valid: (rows, columns) bool, False for pixel padding and outside the collimation; None where
         every pixel counts.
     orientation: where the rows and columns run to; the pixels themselves are never turned.
-    source_kind: "dicom" or "picture"; a bundle records which kind it was trained on.
+    source_kind: "dicom", "picture" or "photograph"; a bundle records which it was trained on.
     """
 
     pixels: NDArray[np.float32]
     valid: NDArray[np.bool_] | None
     orientation: Orientation
-    source_kind: Literal["dicom", "picture"]
+    source_kind: Literal["dicom", "picture", "photograph"]
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, settings: InputSettings) -> "Radiograph":
@@ -129,13 +135,33 @@ class Radiograph:
             with Image.open(path) as image:
                 grey = image if image.mode in {"L", "I;16", "I"} else image.convert("L")
                 stored = np.asarray(grey).astype(np.float32)
-        except (OSError, ValueError) as error:
+        except _NO_PICTURE as error:
             raise DataError(f"{path}: cannot be read as a picture: {error}") from error
         low, high = float(stored.min()), float(stored.max())
         if high <= low:
             raise DataError(f"{path}: all pixels have the same value")
         pixels = (stored - np.float32(low)) / np.float32(high - low)
         return cls(pixels=pixels, valid=None, orientation=UPRIGHT, source_kind="picture")
+
+    @classmethod
+    def from_photograph(cls, path: Path) -> "Radiograph":
+        """Reads a photograph (JPEG or PNG, 8 bits a channel) as it is shown, in colour.
+
+        Its brightness is left as it is: how dark a lesion is tells something, unlike the exposure
+        of a radiograph. Raises `DataError`.
+        """
+        try:
+            with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"it is grey with more than 8 bits ({image.mode})")
+                # a camera that was held sideways says so in EXIF, and every viewer turns it
+                shown = ImageOps.exif_transpose(image).convert("RGB")
+                pixels = np.asarray(shown, np.float32) / np.float32(255)
+        except _NO_PICTURE as error:
+            raise DataError(f"{path}: cannot be read as a photograph: {error}") from error
+        if float(pixels.max()) <= float(pixels.min()):
+            raise DataError(f"{path}: all pixels have the same value")
+        return cls(pixels=pixels, valid=None, orientation=UPRIGHT, source_kind="photograph")
 
 
 def decode(dataset: Dataset) -> NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""Small data sets in the layouts of RSNA 2018 and NIH ChestX-ray14, drawn by formula, of nobody."""
+"""Small data sets in every layout that the trainer reads, drawn by formula, of nobody."""
 
 import csv
 from pathlib import Path
@@ -94,4 +94,66 @@ def write_nih(folder: Path, *, count: int = 32, first_patient: int = 100) -> Pat
             }
         )
     write_csv(folder / "Data_Entry_2017_v2020.csv", rows)
+    return folder
+
+
+HAM_CODES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+
+
+def lesion(seed: int, code: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A photograph (60, 80, 3) of a spot on skin, its colour by class, and its mask (60, 80)."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[0:60, 0:80]
+    row, column = random.integers(22, 38), random.integers(30, 50)
+    mask = ((y - row) / 14) ** 2 + ((x - column) / 18) ** 2 <= 1
+    skin = np.array([225, 180, 160]) + random.integers(-12, 12, (60, 80, 3))
+    hue = np.random.default_rng(HAM_CODES.index(code)).integers(20, 150, 3)
+    return np.where(mask[..., None], hue, skin).astype(np.uint8), mask
+
+
+def write_ham(folder: Path, *, count: int = 70, first_lesion: int = 0) -> Path:
+    """The seven classes in turn, a lesion an image; the last fifth is the test split."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    rows: list[dict[str, object]] = []
+    for i in range(count):
+        code, name = HAM_CODES[i % 7], f"ISIC_{i:07d}"
+        image, mask = lesion(i, code)
+        Image.fromarray(image).save(folder / "images" / f"{name}.jpg", quality=95)
+        Image.fromarray(mask).save(folder / "masks" / f"{name}_segmentation.png")
+        rows.append(
+            {
+                "lesion_id": f"HAM_{first_lesion + i:07d}",
+                "image_id": name,
+                "dx": code,
+                "age": f"{20 + i % 60}.0" if i % 5 else "",
+                "sex": ("female", "male", "unknown")[i % 3],
+                "split": "train" if i < 4 * count // 5 else "test",
+            }
+        )
+    write_csv(folder / "HAM10000_metadata.csv", rows)
+    return folder
+
+
+def write_csv_set(folder: Path, *, count: int = 48, kind: str = "radiograph") -> Path:
+    """Every second image is positive, two images a patient, no split: pictures, DICOM or photos."""
+    (folder / "files").mkdir(parents=True)
+    rows: list[dict[str, object]] = []
+    for i in range(count):
+        positive = i % 2 == 1
+        if kind == "photograph":
+            path = folder / "files" / f"{i}.jpg"
+            Image.fromarray(lesion(i, "mel" if positive else "nv")[0]).save(path, quality=95)
+        elif i % 3:
+            path = folder / "files" / f"{i}.png"
+            grey = np.rint(chest(900 + i, positive) * 255).astype(np.uint8)
+            Image.fromarray(grey).save(path)
+        else:
+            path = folder / "files" / f"{i}.dcm"
+            radiograph(900 + i, positive).save_as(path, enforce_file_format=True)
+        rows.append(
+            {"path": f"files/{path.name}", "label": int(positive), "patient_id": f"P{i // 2}"}
+            | ({"kind": kind} if kind != "radiograph" else {})
+        )
+    write_csv(folder / "labels.csv", rows)
     return folder

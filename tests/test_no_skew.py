@@ -1,5 +1,6 @@
 """A training example and the served tensor of the same file are bit-identical."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -7,14 +8,15 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from synthetic_sets import write_nih, write_rsna
+from synthetic_sets import write_csv_set, write_nih, write_rsna
 
 from nemt_dicom.bundle import Bundle
 from nemt_dicom.config import ExplanationSettings, InputSettings
 from nemt_dicom.explainer import Explainer
 from nemt_dicom.pipeline import read_source
 from nemt_dicom.radiograph import Radiograph
-from trainer.datasets import Case, find_cases, load_examples
+from trainer.cache import Examples, default_cache, load_examples
+from trainer.datasets import Case, find_cases
 
 
 def served_tensors(explainer: Explainer, radiographs: list[Radiograph], seen) -> list[np.ndarray]:
@@ -43,10 +45,16 @@ def seen(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarr
     return images
 
 
-def require_no_skew(cases: list[Case], explainer: Explainer, seen: list[np.ndarray]) -> None:
-    examples = load_examples(cases, explainer.bundle.preprocessing, done=lambda: None)
+def load(cases: Sequence[Case], explainer: Explainer) -> Examples:
+    return load_examples(
+        cases, explainer.bundle.preprocessing, cache=default_cache(), done=lambda: None
+    )
+
+
+def require_no_skew(cases: Sequence[Case], explainer: Explainer, seen: list[np.ndarray]) -> None:
+    examples = load(cases, explainer)
     for case, example in zip(cases, examples.images, strict=True):
-        if case.source == "RSNA":
+        if case.kind == "dicom":
             radiograph = read_source(case.path, InputSettings()).radiograph
         else:
             radiograph = Radiograph.from_picture(case.path)
@@ -56,17 +64,23 @@ def require_no_skew(cases: list[Case], explainer: Explainer, seen: list[np.ndarr
 
 
 def test_synthetic_files(tmp_path: Path, explainer: Explainer, seen: list[np.ndarray]) -> None:
-    folders = [write_rsna(tmp_path / "rsna"), write_nih(tmp_path / "nih")]
-    cases = find_cases(folders, target="pneumonia", validation_share=0.4)
-    require_no_skew(list(cases), explainer, seen)
+    folders = [
+        write_rsna(tmp_path / "rsna"),
+        write_nih(tmp_path / "nih"),
+        write_csv_set(tmp_path / "own"),
+    ]
+    cases = find_cases(folders, target="pneumonia", validation_share=0.4).cases
+    assert {case.kind for case in cases} == {"dicom", "picture"}
+    require_no_skew(cases, explainer, seen)
 
 
 def test_a_file_that_came_over_the_network_gives_the_same_example(
     tmp_path: Path, explainer: Explainer, seen: list[np.ndarray]
 ) -> None:
     """A receiver writes its own file meta and may re-encode the header: the tensor stays."""
-    case = find_cases([write_rsna(tmp_path / "rsna")], target="pneumonia", validation_share=0.4)[0]
-    example = load_examples([case], explainer.bundle.preprocessing, done=lambda: None).images[0]
+    folders = [write_rsna(tmp_path / "rsna")]
+    case = find_cases(folders, target="pneumonia", validation_share=0.4).cases[0]
+    example = load([case], explainer).images[0]
     ds = pydicom.dcmread(case.path)
     ds.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
     buffer = BytesIO()
@@ -82,7 +96,7 @@ def test_real_files(real_data: Path, explainer: Explainer, seen: list[np.ndarray
         [real_data / "nih-mini", real_data / "rsna-mini"],
         target="pneumonia",
         validation_share=0.15,
-    )
+    ).cases
     chosen = [case for case in cases if case.source == "RSNA"][::10]
     chosen += [case for case in cases if case.source == "NIH"][::40]
     require_no_skew(chosen, explainer, seen)

@@ -103,7 +103,7 @@ def test_out_must_be_new(trained: Path, capsys: pytest.CaptureFixture[str]) -> N
     ("change", "message"),
     [
         ({"--target": "melanoma"}, "no NIH label"),
-        ({"--data": "nowhere"}, "neither RSNA"),
+        ({"--data": "nowhere"}, "does not exist"),
         ({"--label-smoothing": "0.5"}, "label smoothing"),
         ({"--area-weight": "0"}, "area weight"),
         ({"--batch": "0"}, "at least 1"),

@@ -1,166 +1,127 @@
-"""Labelled radiographs from the folders that RSNA 2018 and NIH ChestX-ray14 are published as.
+"""Labelled images from data folders: recognised, placed in splits by patient, read, checked.
 
 Every image becomes an example through `Radiograph` and `Preprocessing`, the two calls that serve.
-Boxes are ground truth for evaluation: they are read by `read_boxes` only, which neither the
-classifier nor the explanation module ever sees.
+Boxes and lesion masks are ground truth for evaluation: they are read by `read_truth` only, which
+neither the classifier nor the explanation module ever sees.
 """
 
-import csv
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom.errors import InvalidDicomError
 
 from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import DataError, Refused
-from nemt_dicom.preprocess import Geometry, Preprocessing
+from nemt_dicom.preprocess import Geometry
 from nemt_dicom.radiograph import Radiograph
 
-Split = Literal["train", "validation", "test"]
+from .layouts import RSNA_LABELS, Labelled, Listing, canonical, find_table, read_boxes, read_listing
+from .splits import TEST_SHARE, place_patients
+from .tables import SPLITS, Split
 
-RSNA_LABELS = "stage_2_train_labels.csv"
-RSNA_IMAGES = "stage_2_train_images"
-NIH_LABELS = "Data_Entry_2017_v2020.csv"
-NIH_IMAGES = "images"
-RSNA_TARGET = "pneumonia"
-NIH_TARGETS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis",
-    "Hernia", "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
+SKIP_HINT = "--skip-bad to go on without them"
+HAM_MASKS = ("masks", "HAM10000_segmentations_lesion_tschandl")
+
+_UNREADABLE = (
+    Refused, InvalidDicomError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError,
+    NotImplementedError,
 )  # fmt: skip
+"""What pydicom raises for a damaged file, and the refusals."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """One labelled image, not yet read.
+class Case(Labelled):
+    """One labelled image in its split, not yet read."""
 
-    source: "RSNA" or "NIH". patient: NIH's patient number, the same in both. label: 1 where the
-    target is present. view: "AP", "PA" or "" where the folder does not say.
-    """
-
-    path: Path
-    source: Literal["RSNA", "NIH"]
-    patient: str
     split: Split
-    label: int
-    view: str
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Examples:
-    """Images as the network sees them.
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """All images of a run.
 
-    images: (N, 1, S, S) float32 in [0, 1]. labels: (N,) float32 of 0 and 1.
+    target: the canonical name of the label to explain. outputs: what a classifier of these
+    answers: the target alone, or all classes where they exclude each other (`exclusive`: softmax
+    instead of sigmoid). notes: what was left out and why, for the user.
     """
 
     cases: tuple[Case, ...]
-    images: NDArray[np.float32]
-    labels: NDArray[np.float32]
-    geometries: tuple[Geometry, ...]
-
-    @property
-    def inside(self) -> NDArray[np.bool_]:
-        """(N, 1, S, S): False for the black beside the image."""
-        return np.stack([geometry.inside()[None] for geometry in self.geometries])
-
-    @property
-    def patients(self) -> tuple[str, ...]:
-        """The patient of each image."""
-        return tuple(case.patient for case in self.cases)
+    target: str
+    outputs: tuple[str, ...]
+    exclusive: bool
+    notes: tuple[str, ...]
 
 
 def find_cases(
-    folders: Sequence[Path], *, target: str, validation_share: float
-) -> tuple[Case, ...]:
-    """All labelled images of several data folders, each told apart by the files it holds.
+    folders: Sequence[Path], *, target: str, validation_share: float, skip_bad: bool = False
+) -> Dataset:
+    """All labelled images of several data folders, each told apart by the table it holds.
 
-    A stable share of the training patients, by a hash of the patient, is for validation. Raises
-    `DataError` where a folder is of no known layout, lacks a file, has no image with or without
-    the target, or where a patient or an image stands in two splits.
+    Patients are placed in splits by the tables, those whom no table places by a stable hash. A
+    stable share of the training patients is for validation, unless a table has a validation split
+    of its own. skip_bad: missing images are left out, with a note, instead of an error.
+
+    Raises `DataError` where a folder is of no known layout, lacks a file or contradicts itself or
+    another, where a patient is in two splits, or a split has no image with or without the target.
     """
-    if len({folder.resolve() for folder in folders}) != len(folders):
+    target = canonical(target)
+    tables = [find_table(folder) for folder in folders]
+    if len({table.resolve() for table in tables}) != len(tables):
         raise DataError("the same --data folder is given twice")
-    cases: list[Case] = []
-    for folder in folders:
-        if (folder / RSNA_LABELS).is_file():
-            cases += _rsna(folder, target)
-        elif (folder / NIH_LABELS).is_file():
-            cases += _nih(folder, target)
-        else:
-            raise DataError(
-                f"{folder}: neither RSNA ({RSNA_LABELS}) nor NIH ({NIH_LABELS}) data are here"
-            )
-    _require_one_split_a_patient(cases)
-    missing = [case.path for case in cases if not case.path.is_file()]
-    if missing:
-        raise DataError(f"{len(missing)} images that the labels name are missing: {missing[0]} ...")
-    split = [_with_validation(case, validation_share) for case in cases]
-    _require_both_labels(split, target)
-    return tuple(split)
-
-
-def is_validation(patient: str, share: float) -> bool:
-    """True for a stable `share` of all patients, whatever other patients there are."""
-    digest = hashlib.sha256(f"validation:{patient}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def read_radiograph(path: Path) -> Radiograph:
-    """The image of a case, by the same code that serves; raises `DataError`."""
-    if path.suffix.lower() != ".dcm":
-        return Radiograph.from_picture(path)
-    try:
-        return Radiograph.from_dataset(pydicom.dcmread(path), InputSettings())
-    except (Refused, InvalidDicomError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as a radiograph: {error}") from error
-
-
-def load_examples(
-    cases: Sequence[Case], preprocessing: Preprocessing, *, done: Callable[[], None]
-) -> Examples:
-    """Reads and preprocesses every case, in order; `done` is called after each."""
-
-    def load(case: Case) -> tuple[NDArray[np.float32], Geometry]:
-        return preprocessing(read_radiograph(case.path))
-
-    images = np.empty((len(cases), 1, preprocessing.size, preprocessing.size), np.float32)
-    geometries = []
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for i, (image, geometry) in enumerate(pool.map(load, cases)):
-            images[i] = image
-            geometries.append(geometry)
-            done()
-    return Examples(
-        cases=tuple(cases),
-        images=images,
-        labels=np.array([case.label for case in cases], np.float32),
-        geometries=tuple(geometries),
+    listings = [read_listing(table, target) for table in tables]
+    _require_one_task(tables, listings)
+    notes: list[str] = []
+    listings = [_without_nih_twins(listing, listings, notes) for listing in listings]
+    _require_images_once(listings)
+    splits = place_patients(listings, validation_share)
+    images = [image for listing in listings for image, _ in listing.images]
+    there = _existing(images, notes, skip_bad=skip_bad)
+    cases = tuple(Case(**vars(image), split=splits[image.patient]) for image in there)
+    if any(split is None for listing in listings for _, split in listing.images):
+        notes.append(
+            f"patients whom no table places in a split: {TEST_SHARE:.0%} are test patients, chosen "
+            "by a stable hash"
+        )
+    _require_both_labels(cases, target)
+    outputs = listings[0].outputs
+    return Dataset(
+        cases=cases, target=target, outputs=outputs, exclusive=len(outputs) > 1, notes=tuple(notes)
     )
 
 
-def read_boxes(case: Case, geometry: Geometry) -> NDArray[np.bool_] | None:
-    """Ground truth for evaluation: the union of an RSNA case's boxes in the model frame.
+def read_radiograph(case: Case) -> Radiograph:
+    """The image of a case, by the same code that serves; raises `DataError`."""
+    if case.kind == "photograph":
+        return Radiograph.from_photograph(case.path)
+    if case.kind == "picture":
+        return Radiograph.from_picture(case.path)
+    try:
+        return Radiograph.from_dataset(pydicom.dcmread(case.path), InputSettings())
+    except _UNREADABLE as error:
+        raise DataError(f"{case.path}: cannot be read as a radiograph: {error}") from error
 
-    (S, S) bool, or None for a case without boxes. Raises `DataError` where a box leaves the image.
+
+def read_truth(case: Case, geometry: Geometry) -> NDArray[np.bool_] | None:
+    """Ground truth for evaluation, in the model frame: RSNA's boxes, HAM10000's lesion.
+
+    (S, S) bool: the union of a positive's boxes, or the lesion whatever its class; None for a case
+    without. Raises `DataError` where it does not fit the image.
     """
-    if case.source != "RSNA" or not case.label:
+    if case.source == "RSNA":
+        source = _boxes_mask(case, geometry)
+    elif case.source == "HAM10000":
+        source = _lesion_mask(case, geometry)
+    else:
         return None
-    inside = np.zeros((geometry.rows, geometry.columns), np.float32)
-    for row in _rows(case.path.parent.parent / RSNA_LABELS, ("patientId", "x", "y")):
-        if row["patientId"] != case.path.stem or not row["x"]:
-            continue
-        x, y = float(row["x"]), float(row["y"])
-        right, bottom = x + float(row["width"]), y + float(row["height"])
-        if not (0 <= x < right <= geometry.columns and 0 <= y < bottom <= geometry.rows):
-            raise DataError(f"{case.path.name}: a box lies outside the image")
-        inside[round(y) : round(bottom), round(x) : round(right)] = 1.0
-    return geometry.to_model(inside) >= 0.5 if inside.any() else None
+    return None if source is None else geometry.to_model(source) >= 0.5
 
 
 def describe(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
@@ -178,109 +139,125 @@ def describe(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
 
 def fingerprint(cases: Iterable[Case]) -> str:
     """SHA-256 over name, label and split of every case: which data a bundle was trained on."""
-    lines = sorted(f"{c.source} {c.path.name} {c.patient} {c.split} {c.label}" for c in cases)
+    lines = sorted(
+        f"{c.source} {c.path.name} {c.patient} {c.split} {c.label}"
+        + ("" if c.class_index is None else f" {c.class_index}")
+        for c in cases
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _rsna(folder: Path, target: str) -> list[Case]:
-    """RSNA layout: DICOM files, a row a box, and `splits.csv` with NIH's patient numbers."""
-    if target.lower() != RSNA_TARGET:
-        raise DataError(f"{folder}: RSNA data have labels for {RSNA_TARGET!r} only, not {target!r}")
-    labels: dict[str, int] = {}
-    for row in _rows(folder / RSNA_LABELS, ("patientId", "Target")):
-        name, label = row["patientId"], _label(row["Target"], folder / RSNA_LABELS)
-        if labels.setdefault(name, label) != label:
-            raise DataError(f"{folder / RSNA_LABELS}: {name} has both labels")
-    splits: dict[str, tuple[str, Split]] = {}
-    for row in _rows(folder / "splits.csv", ("patientId", "nih_patient_id", "split")):
-        if row["patientId"] in splits:
-            raise DataError(f"{folder}/splits.csv: {row['patientId']} stands there twice")
-        splits[row["patientId"]] = (row["nih_patient_id"], _split(row["split"], folder))
-    unknown = labels.keys() - splits.keys()
-    if unknown:
-        raise DataError(f"{folder}/splits.csv lacks {len(unknown)} images: {min(unknown)} ...")
-    return [
-        Case(
-            path=folder / RSNA_IMAGES / f"{name}.dcm",
-            source="RSNA",
-            patient=splits[name][0],
-            split=splits[name][1],
-            label=label,
-            view="",
-        )
-        for name, label in labels.items()
-    ]
+def name_few(names: Sequence[str], separator: str = ", ") -> str:
+    """The first three, and a sign that there are more."""
+    return separator.join(names[:3]) + (f"{separator}..." if len(names) > 3 else "")
 
 
-def _nih(folder: Path, target: str) -> list[Case]:
-    """NIH ChestX-ray14 layout with an added column `split`."""
-    names = {name.lower(): name for name in NIH_TARGETS}
-    if target.lower() not in names:
-        raise DataError(f"{folder}: {target!r} is no NIH label; allowed: {', '.join(NIH_TARGETS)}")
-    name = names[target.lower()]
-    cases: dict[str, Case] = {}
-    columns = ("Image Index", "Finding Labels", "Patient ID", "split")
-    for row in _rows(folder / NIH_LABELS, columns):
-        index = row["Image Index"]
-        if index in cases:
-            raise DataError(f"{folder / NIH_LABELS}: {index} stands there twice")
-        cases[index] = Case(
-            path=folder / NIH_IMAGES / index,
-            source="NIH",
-            patient=row["Patient ID"],
-            split=_split(row["split"], folder),
-            label=int(name in row["Finding Labels"].split("|")),
-            view=row.get("View Position") or "",
-        )
-    return list(cases.values())
+@lru_cache(maxsize=4)
+def _boxes(table: Path, _modified: int) -> dict[str, list[tuple[float, float, float, float]]]:
+    return read_boxes(table)
 
 
-def _rows(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+def _boxes_mask(case: Case, geometry: Geometry) -> NDArray[np.float32] | None:
+    table = case.path.parent.parent / RSNA_LABELS
+    boxes = _boxes(table, table.stat().st_mtime_ns).get(case.path.stem, [])
+    if not boxes:
+        return None
+    inside = np.zeros((geometry.rows, geometry.columns), np.float32)
+    for x, y, right, bottom in boxes:
+        if not (0 <= x < right <= geometry.columns and 0 <= y < bottom <= geometry.rows):
+            raise DataError(f"{case.path.name}: a box lies outside the image")
+        inside[round(y) : round(bottom), round(x) : round(right)] = 1.0
+    return inside
+
+
+def _lesion_mask(case: Case, geometry: Geometry) -> NDArray[np.float32] | None:
+    name = f"{case.path.stem}_segmentation.png"
+    places = (case.path.parent.parent / folder / name for folder in HAM_MASKS)
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return None
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if not rows:
-        raise DataError(f"{path} is empty")
-    absent = [column for column in needed if column not in rows[0]]
-    if absent:
-        raise DataError(f"{path} lacks the column {absent[0]!r}")
-    return rows
-
-
-def _label(value: str, path: Path) -> int:
-    if value not in {"0", "1"}:
-        raise DataError(f"{path}: Target is {value!r}, not 0 or 1")
-    return int(value)
-
-
-def _split(value: str, folder: Path) -> Split:
-    if value == "train":
-        return "train"
-    if value == "test":
-        return "test"
-    raise DataError(f"{folder}: split is {value!r}; allowed: train, test")
-
-
-def _with_validation(case: Case, share: float) -> Case:
-    if case.split != "train" or not is_validation(case.patient, share):
-        return case
-    return Case(**{**case.__dict__, "split": "validation"})
-
-
-def _require_one_split_a_patient(cases: Sequence[Case]) -> None:
-    splits: dict[str, str] = {}
-    crossing = {c.patient for c in cases if splits.setdefault(c.patient, c.split) != c.split}
-    if crossing:
+        with Image.open(path) as image:
+            mask = np.asarray(image.convert("L")) > 127
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path}: cannot be read as a mask: {error}") from error
+    if mask.shape != (geometry.rows, geometry.columns):
         raise DataError(
-            f"{len(crossing)} patients stand in both the training and the test split, "
-            f"patient {min(crossing)} for one: a model would be tested on whom it has seen"
+            f"{path}: the mask is {mask.shape[1]} x {mask.shape[0]}, its image "
+            f"{geometry.columns} x {geometry.rows}"
         )
+    return mask.astype(np.float32)
+
+
+def _require_one_task(tables: Sequence[Path], listings: Sequence[Listing]) -> None:
+    """One kind of image and one kind of label in a run, and patients that can be compared."""
+    if not listings:
+        raise DataError("no --data folder is given")
+    photographs = {
+        image.kind == "photograph": table
+        for table, listing in zip(tables, listings, strict=True)
+        for image, _ in listing.images
+    }
+    if len(photographs) > 1:
+        raise DataError(
+            f"photographs ({photographs[True]}) and radiographs ({photographs[False]}) cannot be "
+            "mixed in one run"
+        )
+    if len({listing.outputs for listing in listings}) > 1:
+        raise DataError(
+            "data whose classes exclude each other (HAM10000) and data with one label cannot be "
+            "mixed in one run"
+        )
+    unknown = [t for t, found in zip(tables, listings, strict=True) if not found.patients_known]
+    if unknown and any(image.source == "NIH" for found in listings for image, _ in found.images):
+        raise DataError(
+            f"{unknown[0].parent}: RSNA's images are NIH's, but of which patients is not known "
+            "here; with NIH data beside it this folder needs RSNA's mapping file "
+            "(pneumonia-challenge-dataset-mappings_2018.json) or splits.csv"
+        )
+
+
+def _without_nih_twins(listing: Listing, listings: Sequence[Listing], notes: list[str]) -> Listing:
+    """`listing` without NIH's rows of images that RSNA's radiologists labelled anew."""
+    twins = frozenset[str]().union(*(found.nih_images for found in listings))
+    kept = tuple(
+        (image, split)
+        for image, split in listing.images
+        if not (image.source == "NIH" and image.path.name in twins)
+    )
+    dropped = len(listing.images) - len(kept)
+    if dropped:
+        notes.append(f"{dropped} NIH images are left out: RSNA has labels of radiologists for them")
+    return replace(listing, images=kept)
+
+
+def _require_images_once(listings: Sequence[Listing]) -> None:
+    paths = Counter(image.path.absolute() for found in listings for image, _ in found.images)
+    twice = sorted(str(path) for path, count in paths.items() if count > 1)
+    if twice:
+        raise DataError(f"{len(twice)} images are named by two tables: {name_few(twice)}")
+
+
+def _existing(images: Sequence[Labelled], notes: list[str], *, skip_bad: bool) -> list[Labelled]:
+    there = [image for image in images if image.path.is_file()]
+    missing = sorted({str(image.path) for image in images} - {str(i.path) for i in there})
+    if missing and not skip_bad:
+        raise DataError(
+            f"{len(missing)} of {len(images)} images that the labels name are missing: "
+            f"{name_few(missing)}; {SKIP_HINT}"
+        )
+    if missing:
+        notes.append(f"{len(missing)} missing images are left out: {name_few(missing)}")
+    return there
 
 
 def _require_both_labels(cases: Sequence[Case], target: str) -> None:
-    for split in ("train", "validation", "test"):
-        labels = {case.label for case in cases if case.split == split}
-        if labels != {0, 1}:
-            raise DataError(f"the {split} split lacks images with or without {target!r}")
+    if not any(case.label for case in cases):
+        raise DataError(f"none of the {len(cases)} images is labelled {target!r}")
+    for split in SPLITS:
+        labels = [case.label for case in cases if case.split == split]
+        for label, word in ((1, "with"), (0, "without")):
+            if label not in labels:
+                raise DataError(
+                    f"the {split} split has no image {word} {target!r}, of {len(labels)} images"
+                )

@@ -17,7 +17,8 @@ from nemt_dicom.explainer import Explainer
 from nemt_dicom.explanation import Verdict
 
 from .baselines import grad_cam_plus_plus, mean_of_boxes, random_maps
-from .datasets import Case, Examples, load_examples, read_boxes, read_radiograph
+from .cache import Examples, default_cache, load_examples
+from .datasets import Case, read_radiograph, read_truth
 from .explanation import soft_masks
 from .metrics import area_under_curve, bootstrap, relevance_mass, relevance_rank
 from .progress import Progress
@@ -64,18 +65,18 @@ def evaluate(
         raise DataError("there is no test split to evaluate on")
     explainer = Explainer(bundle, ExplanationSettings(device=device))
     progress.stage("evaluation", 2 * len(test) + 1)
-    examples = load_examples(test, bundle.preprocessing, done=progress.step)
+    examples = load_examples(test, bundle.preprocessing, cache=default_cache(), done=progress.step)
     probability, masks = soft_masks(explainer.network, examples.images)
     verdicts = np.empty(len(test), dtype=object)
     for i, case in enumerate(test):
-        verdicts[i] = explainer.explain([read_radiograph(case.path)])[0].verdict
+        verdicts[i] = explainer.explain([read_radiograph(case)])[0].verdict
         progress.step()
     metrics: dict[str, Any] = {
         "auc": _auc(examples, probability),
         "mask_area": _areas(examples, masks),
         "decisions": _decisions(examples, probability, bundle.manifest.decision_threshold),
     }
-    boxes = [read_boxes(c, g) for c, g in zip(test, examples.geometries, strict=True)]
+    boxes = [read_truth(c, g) for c, g in zip(test, examples.geometries, strict=True)]
     boxed = np.array([i for i, region in enumerate(boxes) if region is not None])
     if len(boxed):
         regions = np.stack([region for region in boxes if region is not None])
@@ -166,8 +167,8 @@ def _training_boxes(cases: Sequence[Case], bundle: Bundle) -> list[Regions]:
     boxes = []
     for case in cases:
         if case.split != "test" and case.source == "RSNA" and case.label:
-            geometry = bundle.preprocessing.geometry(read_radiograph(case.path))
-            region = read_boxes(case, geometry)
+            geometry = bundle.preprocessing.geometry(read_radiograph(case))
+            region = read_truth(case, geometry)
             if region is not None:
                 boxes.append(region)
     return boxes

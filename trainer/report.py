@@ -9,8 +9,8 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
+from .cache import Examples
 from .classifier import Epoch
-from .datasets import Examples
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

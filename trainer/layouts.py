@@ -1,0 +1,287 @@
+"""What the tables of a data folder say: RSNA 2018, NIH ChestX-ray14, HAM10000 or a plain CSV file.
+
+A folder is told by the table it holds. Here one folder is read by itself; `datasets` puts several
+together, places the patients in splits and looks for what they contradict each other in.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nemt_dicom.errors import DataError
+
+from .tables import (
+    Split,
+    read_age,
+    read_label,
+    read_nih_patient,
+    read_sex,
+    read_split,
+    read_table,
+    require_all,
+    required,
+    rows_by_name,
+)
+
+Source = Literal["RSNA", "NIH", "HAM10000", "CSV"]
+Kind = Literal["dicom", "picture", "photograph"]
+
+RSNA_LABELS = "stage_2_train_labels.csv"
+RSNA_IMAGES = "stage_2_train_images"
+RSNA_SPLITS = "splits.csv"
+RSNA_MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
+RSNA_TARGET = "pneumonia"
+NIH_LABELS = "Data_Entry_2017_v2020.csv"
+NIH_TARGETS = (
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis",
+    "Hernia", "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
+)  # fmt: skip
+NIH_NEGATIVE = "No Finding"
+HAM_LABELS = "HAM10000_metadata.csv"
+HAM_CLASSES = {
+    "akiec": "actinic keratosis",
+    "bcc": "basal cell carcinoma",
+    "bkl": "benign keratosis",
+    "df": "dermatofibroma",
+    "mel": "melanoma",
+    "nv": "nevus",
+    "vasc": "vascular lesion",
+}
+CSV_LABELS = "labels.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """One image as a table names it; the file may be missing.
+
+    patient: whose images must share a split; the lesion in HAM10000. label: 1 where the target is
+    present. class_index: of the class among the outputs, where classes exclude each other.
+    view: "AP", "PA" or "". sex: "F", "M" or "". age: in years; None where the table does not say.
+    """
+
+    path: Path
+    source: Source
+    kind: Kind
+    patient: str
+    label: int
+    class_index: int | None = None
+    view: str = ""
+    sex: str = ""
+    age: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """One folder's images, each with the split that its table gives it, None where it gives none.
+
+    outputs: what a classifier of these answers. nih_images: file names in NIH ChestX-ray14 of the
+    same images. patients_known: False where each image had to stand for a patient of its own.
+    """
+
+    images: tuple[tuple[Labelled, Split | None], ...]
+    outputs: tuple[str, ...]
+    nih_images: frozenset[str] = frozenset()
+    patients_known: bool = True
+
+
+def canonical(target: str) -> str:
+    """A label as it is written everywhere: lower case, spaces for underscores, no HAM10000 code."""
+    name = " ".join(target.lower().replace("_", " ").split())
+    return HAM_CLASSES.get(name, name)
+
+
+def find_table(given: Path) -> Path:
+    """The label table of a data folder, or the table itself where that is given.
+
+    Raises `DataError` where the folder is of no known layout.
+    """
+    if given.is_file() and given.suffix.lower() == ".csv":
+        return given
+    for name in (*_READERS, CSV_LABELS):
+        if (given / name).is_file():
+            return given / name
+    if not given.exists():
+        raise DataError(f"{given} does not exist")
+    raise DataError(
+        f"{given} holds no labels that are recognised: {RSNA_LABELS} (RSNA 2018), {NIH_LABELS} "
+        f"(NIH ChestX-ray14), {HAM_LABELS} (HAM10000) or {CSV_LABELS} (path,label,patient_id); "
+        "a .csv file with these three columns can be given itself"
+    )
+
+
+def read_listing(table: Path, target: str) -> Listing:
+    """Reads the layout that `table` belongs to, for a canonical `target`; raises `DataError`."""
+    return _READERS.get(table.name, _read_csv)(table, target)
+
+
+def read_boxes(table: Path) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Boxes of RSNA's label table by image: left, top, right, bottom edge in source pixels."""
+    boxes: dict[str, list[tuple[float, float, float, float]]] = {}
+    for row in read_table(table, ("patientId", "x", "y", "width", "height")):
+        if not row["x"]:
+            continue
+        try:
+            x, y, width, height = (float(row[name]) for name in ("x", "y", "width", "height"))
+        except ValueError as error:
+            raise DataError(f"{table}: {row['patientId']} has a box without numbers") from error
+        boxes.setdefault(row["patientId"], []).append((x, y, x + width, y + height))
+    return boxes
+
+
+def _read_rsna(table: Path, target: str) -> Listing:
+    """RSNA 2018: DICOM files, a row a box; NIH's patients by `splits.csv` or RSNA's mapping."""
+    folder = table.parent
+    if target != RSNA_TARGET:
+        raise DataError(f"{folder}: RSNA data have labels for {RSNA_TARGET!r} only, not {target!r}")
+    labels: dict[str, int] = {}
+    for row in read_table(table, ("patientId", "Target")):
+        name, label = row["patientId"], read_label(row["Target"], table, "Target")
+        if labels.setdefault(name, label) != label:
+            raise DataError(f"{table}: {name} has both labels")
+    nih = _rsna_mapping(folder / RSNA_MAPPING, labels)
+    patients = {name: str(int(image.partition("_")[0])) for name, image in nih.items()}
+    splits: dict[str, Split | None] = {}
+    if (folder / RSNA_SPLITS).is_file():
+        rows = rows_by_name(folder / RSNA_SPLITS, ("patientId", "nih_patient_id", "split"), labels)
+        splits = {n: read_split(row["split"], folder / RSNA_SPLITS) for n, row in rows.items()}
+        patients = {n: read_nih_patient(row["nih_patient_id"], n) for n, row in rows.items()}
+        nih |= {n: row["nih_image"] for n, row in rows.items() if row.get("nih_image")}
+    images = [
+        Labelled(
+            path=folder / RSNA_IMAGES / f"{name}.dcm",
+            source="RSNA",
+            kind="dicom",
+            patient=patients.get(name, name),
+            label=label,
+        )
+        for name, label in labels.items()
+    ]
+    return Listing(
+        images=tuple((image, splits.get(image.path.stem)) for image in images),
+        outputs=(target,),
+        nih_images=frozenset(nih.values()),
+        patients_known=bool(patients),
+    )
+
+
+def _rsna_mapping(path: Path, needed: Iterable[str]) -> dict[str, str]:
+    """The NIH file name of every RSNA image, from the file that RSNA published; {} without it."""
+    if not path.is_file():
+        return {}
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        mapping = {str(entry["subset_img_id"]): str(entry["img_id"]) for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a list of subset_img_id and img_id ({error!r})") from error
+    odd = [image for image in mapping.values() if not image.partition("_")[0].isdecimal()]
+    if odd:
+        raise DataError(f"{path}: {odd[0]!r} is no file name of NIH, such as 00000013_005.png")
+    return {name: mapping[name] for name in require_all(needed, mapping, path)}
+
+
+def _read_nih(table: Path, target: str) -> Listing:
+    """NIH ChestX-ray14: PNG files, all findings of an image in one field; `split` may be added."""
+    names = {canonical(name): name for name in NIH_TARGETS}
+    if target not in names:
+        raise DataError(
+            f"{table.parent}: {target!r} is no NIH label; these are: {', '.join(names)}"
+        )
+    rows = rows_by_name(table, ("Image Index", "Finding Labels", "Patient ID"))
+    files = _files(table.parent, ("images", "images_*/images"))
+    lists = _nih_lists(table.parent)
+    images: list[tuple[Labelled, Split | None]] = []
+    for name, row in rows.items():
+        findings = set(row["Finding Labels"].split("|"))
+        unknown = findings - {*NIH_TARGETS, NIH_NEGATIVE}
+        if unknown:
+            raise DataError(f"{table}: {name} has the unknown finding {min(unknown)!r}")
+        image = Labelled(
+            path=files.get(name, table.parent / "images" / name),
+            source="NIH",
+            kind="picture",
+            patient=read_nih_patient(row["Patient ID"], name),
+            label=int(names[target] in findings),
+            view=row.get("View Position", ""),
+            sex=read_sex(row.get("Patient Gender", "")),
+            age=read_age(row.get("Patient Age", "")),
+        )
+        split = read_split(row["split"], table) if "split" in row else lists.get(name)
+        images.append((image, split))
+    return Listing(images=tuple(images), outputs=(target,))
+
+
+def _nih_lists(folder: Path) -> dict[str, Split]:
+    """NIH's own split by file name, where its two lists lie beside the table."""
+    lists: dict[str, Split] = {}
+    for name, split in (("train_val_list.txt", "train"), ("test_list.txt", "test")):
+        if (folder / name).is_file():
+            names = (folder / name).read_text(encoding="utf-8").split()
+            lists |= dict.fromkeys(names, read_split(split, folder / name))
+    return lists
+
+
+def _read_ham(table: Path, target: str) -> Listing:
+    """HAM10000: photographs of seven exclusive classes; images of one lesion stay together."""
+    codes = list(HAM_CLASSES)
+    outputs = tuple(HAM_CLASSES.values())
+    if target not in outputs:
+        raise DataError(
+            f"{table.parent}: {target!r} is no class of HAM10000; these are: {', '.join(outputs)}"
+        )
+    rows = rows_by_name(table, ("image_id", "lesion_id", "dx"))
+    files = _files(table.parent, ("images", "HAM10000_images_part_*"))
+    images: list[tuple[Labelled, Split | None]] = []
+    for name, row in rows.items():
+        if row["dx"] not in codes:
+            raise DataError(f"{table}: {name} has dx {row['dx']!r}; allowed: {', '.join(codes)}")
+        index = codes.index(row["dx"])
+        image = Labelled(
+            path=files.get(f"{name}.jpg", table.parent / "images" / f"{name}.jpg"),
+            source="HAM10000",
+            kind="photograph",
+            patient=required(row["lesion_id"], table, f"{name} has no lesion_id"),
+            label=int(outputs[index] == target),
+            class_index=index,
+            sex=read_sex(row.get("sex", "")),
+            age=read_age(row.get("age", "")),
+        )
+        images.append((image, read_split(row["split"], table) if "split" in row else None))
+    return Listing(images=tuple(images), outputs=outputs)
+
+
+def _read_csv(table: Path, target: str) -> Listing:
+    """A plain table of path, label and patient_id; `split` and `kind` may be added."""
+    images: list[tuple[Labelled, Split | None]] = []
+    for name, row in rows_by_name(table, ("path", "label", "patient_id")).items():
+        path = table.parent / name
+        given = row.get("kind") or "radiograph"
+        if given not in {"radiograph", "photograph"}:
+            raise DataError(f"{table}: kind is {given!r}; allowed: radiograph, photograph")
+        dicom = path.suffix.lower() in {".dcm", ".dicom", ""}
+        if dicom and given == "photograph":
+            raise DataError(f"{table}: {name} is a DICOM file, not a photograph")
+        image = Labelled(
+            path=path,
+            source="CSV",
+            kind="photograph" if given == "photograph" else "dicom" if dicom else "picture",
+            patient=required(row["patient_id"], table, f"{name} has no patient_id"),
+            label=read_label(row["label"], table, "label"),
+        )
+        images.append((image, read_split(row["split"], table) if "split" in row else None))
+    return Listing(images=tuple(images), outputs=(target,))
+
+
+_READERS: dict[str, Callable[[Path, str], Listing]] = {
+    RSNA_LABELS: _read_rsna,
+    NIH_LABELS: _read_nih,
+    HAM_LABELS: _read_ham,
+}
+
+
+def _files(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
+    """File name -> path, over all folders that match; one look instead of one an image."""
+    places = sorted(place for pattern in patterns for place in folder.glob(pattern))
+    return {name: place / name for place in places if place.is_dir() for name in os.listdir(place)}
