@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .report import figures_table, localisation_table, table
+from .report import differences_table, figures_table, localisation_table, methods_list, table
 
 DATA_TERMS = {
     "NIH": (
@@ -99,11 +99,16 @@ def _figures(metrics: dict[str, Any]) -> str:
     if "localisation" not in metrics:
         return text
     return (
-        f"{text}\n\nBoxed RSNA test images, boxes cover {metrics['box_share']:.1%} of them. Mass: "
-        "share of the min-max normalised map inside the boxes; rank: share of the k highest pixels "
-        "inside, k the boxes' area. *Own less others*: less the score of the other images' maps on "
-        "the same boxes, which is 0 for a map that ignores the image. All methods explain the same "
-        f"output of the same classifier.\n\n{localisation_table(metrics)}"
+        f"{text}\n\nBoxed RSNA test images, boxes cover {metrics['box_share']:.1%} of them. All "
+        "methods explain the same output of the same classifier; each map is min-max normalised. "
+        "Mass: share of the map inside the boxes. Rank: share of the k highest pixels inside, k "
+        "the boxes' area. Complexity, sparseness and faithfulness are Quantus' (faithfulness: 56 "
+        "steps, removed pixels black; not defined, and left out, where the map is constant or p "
+        "does not change). Seconds: one image at a time, warm, in one run.\n\n"
+        f"{localisation_table(metrics)}\n\n*Own less others*: less the score of the other "
+        "images' maps on the same boxes, which is 0 for a map that ignores the image. Differences "
+        "are paired by image.\n\n"
+        f"{differences_table(metrics)}\n\nMethods:\n\n{methods_list(metrics)}"
     )
 
 

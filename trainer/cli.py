@@ -24,7 +24,7 @@ from rich.text import Text
 from nemt_dicom.errors import NemtError
 
 from .config import TrainingConfig
-from .report import figures_table, localisation_table
+from .report import differences_table, figures_table, localisation_table
 from .train import run
 
 DESCRIPTION = """\
@@ -181,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     screen.print(Markdown(figures_table(metrics)))
     if "localisation" in metrics:
         screen.print(Markdown(localisation_table(metrics)))
+        screen.print(Markdown(differences_table(metrics)))
     print(f"bundle {bundle.digest[:12]} in {out}; model card: {out / 'MODEL_CARD.md'}")
     return 0
 

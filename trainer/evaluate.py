@@ -3,11 +3,11 @@
 The bundle is read back from its folder and asked through `Explainer`, as it is served.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nemt_dicom.bundle import Bundle
@@ -15,35 +15,14 @@ from nemt_dicom.config import ExplanationSettings
 from nemt_dicom.errors import DataError
 from nemt_dicom.explainer import Explainer
 from nemt_dicom.explanation import Verdict
+from nemt_dicom.network import ExplainedNetwork
 
-from .baselines import grad_cam_plus_plus, mean_of_boxes, random_maps
+from .baselines import METHODS, Images, mean_of_boxes
+from .comparison import Regions, average, compare, figure, seconds
 from .datasets import Case, Examples, load_examples, read_boxes, read_radiograph
 from .explanation import soft_masks
-from .metrics import area_under_curve, bootstrap, relevance_mass, relevance_rank
+from .metrics import area_under_curve
 from .progress import Progress
-
-MODULE = "explanation module"
-Regions = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure, its 95 % bootstrap interval over patients, and the images it is of."""
-
-    value: float
-    low: float
-    high: float
-    images: int
-
-
-def figure(
-    statistic: Callable[[NDArray[np.intp]], float], patients: Sequence[str]
-) -> dict[str, float]:
-    """A statistic of rows with its interval, rounded as it is kept in the manifest."""
-    low, high = bootstrap(statistic, patients)
-    value = statistic(np.arange(len(patients)))
-    found = Figure(value=value, low=low, high=high, images=len(patients))
-    return {k: v if k == "images" else round(v, 4) for k, v in asdict(found).items()}
 
 
 def evaluate(
@@ -51,7 +30,6 @@ def evaluate(
     cases: Sequence[Case],
     *,
     device: Literal["cpu", "cuda"],
-    seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
     """All metrics of a bundle on the test split of `cases`, JSON-able.
@@ -63,7 +41,7 @@ def evaluate(
     if not test:
         raise DataError("there is no test split to evaluate on")
     explainer = Explainer(bundle, ExplanationSettings(device=device))
-    progress.stage("evaluation", 2 * len(test) + 1)
+    progress.stage("evaluation", 2 * len(test) + 2 * (len(METHODS) + 1))
     examples = load_examples(test, bundle.preprocessing, done=progress.step)
     probability, masks = soft_masks(explainer.network, examples.images)
     verdicts = np.empty(len(test), dtype=object)
@@ -80,50 +58,63 @@ def evaluate(
     if len(boxed):
         regions = np.stack([region for region in boxes if region is not None])
         patients = [test[i].patient for i in boxed]
-        images = examples.images[boxed]
-        maps = {
-            MODULE: masks[boxed],
-            "GradCAM++ (last block)": grad_cam_plus_plus(explainer.network, images),
-            "mean of the training boxes": mean_of_boxes(_training_boxes(cases, bundle), len(boxed)),
-            "random": random_maps(regions.shape, seed),
-        }
-        metrics["localisation"] = localisation(maps, regions, patients)
+        metrics |= localisation(
+            explainer.network,
+            examples.images[boxed],
+            regions,
+            patients,
+            _training_boxes(cases, bundle),
+            device=device,
+            progress=progress,
+        )
         metrics["box_share"] = round(float(regions.mean()), 4)
         drawn = verdicts[boxed] == Verdict.EXPLAINED
-        metrics["boxed_drawn"] = figure(lambda rows: float(drawn[rows].mean()), patients)
+        metrics["boxed_drawn"] = figure(average(drawn), patients)
         metrics["boxed_verdicts"] = {v.value: int((verdicts[boxed] == v).sum()) for v in Verdict}
     negative = np.flatnonzero(examples.labels < 0.5)
     wrongly = verdicts[negative] == Verdict.EXPLAINED
-    metrics["negatives_drawn"] = figure(
-        lambda rows: float(wrongly[rows].mean()), [test[i].patient for i in negative]
-    )
-    progress.step()
+    metrics["negatives_drawn"] = figure(average(wrongly), [test[i].patient for i in negative])
     return metrics
 
 
 def localisation(
-    maps: dict[str, NDArray[np.float32]], regions: Regions, patients: Sequence[str]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Relevance mass and rank of each method's maps (N, S, S) in the regions (N, S, S).
+    network: ExplainedNetwork,
+    images: Images,
+    regions: Regions,
+    patients: Sequence[str],
+    training_boxes: Sequence[Regions],
+    *,
+    device: Literal["cpu", "cuda"],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Every method on the same images: `localisation`, `methods` and `classifier_seconds`.
 
-    `*_less_others` is the score of a map on its own image less the mean score, on that image's
-    boxes, of the maps of all other images: what a map knows of this image and not of chests.
+    images: (N, C, S, S) in [0, 1] with regions (N, S, S). Each method is timed in the same run and
+    in the same way as the classifier's own forward pass.
     """
-    table = {}
-    for method, attributions in maps.items():
-        row = {}
-        for name, score in (("mass", relevance_mass), ("rank", relevance_rank)):
-            scores = score(list(attributions), list(regions))  # (maps, images)
-            own, count = np.diag(scores), len(scores)
-            others = (scores.sum(axis=0) - own) / max(1, count - 1)
-            row[name] = figure(_mean(own), patients)
-            row[f"{name}_less_others"] = figure(_mean(own - others), patients)
-        table[method] = row
-    return table
+    methods = dict(METHODS)
+    if training_boxes:
+        methods["mean_of_boxes"] = mean_of_boxes(training_boxes)
 
+    @torch.inference_mode()
+    def classify(chosen: Images) -> None:
+        network.probability(torch.from_numpy(chosen).to(device))
 
-def _mean(values: NDArray[np.float64]) -> Callable[[NDArray[np.intp]], float]:
-    return lambda rows: float(values[rows].mean())
+    maps, time = {}, {}
+    for key, method in methods.items():
+        maps[key] = method.maps(network, images)
+        time[key] = seconds(lambda x, m=method: m.maps(network, x), images, patients, device=device)  # type: ignore[misc]
+        progress.step(f"maps, {method.name}")
+    table = compare(
+        maps, regions, images, network.probability, patients, device=device, done=progress.step
+    )
+    for key, row in table.items():
+        row["seconds"] = time[key]
+    return {
+        "localisation": table,
+        "methods": {key: method.describe() for key, method in methods.items()},
+        "classifier_seconds": seconds(classify, images, patients, device=device),
+    }
 
 
 def _auc(examples: Examples, probability: NDArray[np.float32]) -> dict[str, dict[str, float]]:
@@ -145,7 +136,7 @@ def _areas(examples: Examples, masks: NDArray[np.float32]) -> dict[str, dict[str
     found = {}
     for name, label in (("positives", 1), ("negatives", 0)):
         rows = np.flatnonzero(examples.labels == label)
-        found[name] = figure(_mean(area[rows]), [examples.cases[i].patient for i in rows])
+        found[name] = figure(average(area[rows]), [examples.cases[i].patient for i in rows])
     return found
 
 
@@ -157,7 +148,8 @@ def _decisions(
     for name, label, right in (("sensitivity", 1, positive), ("specificity", 0, ~positive)):
         rows = np.flatnonzero(examples.labels == label)
         found[name] = figure(
-            _mean(right[rows].astype(np.float64)), [examples.cases[i].patient for i in rows]
+            average(right[rows]),
+            [examples.cases[i].patient for i in rows],
         )
     return found
 

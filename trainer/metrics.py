@@ -1,13 +1,31 @@
-"""Figures of merit in plain numpy. The tests compare them with scikit-learn and Quantus."""
+"""Figures of merit of a classifier and of attribution maps.
 
-from collections.abc import Callable, Sequence
+Mass and rank are our own, for they are wanted of every map on every image; the tests hold them to
+Quantus. Complexity, sparseness and faithfulness are computed by Quantus. All see each map min-max
+normalised to [0, 1].
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 Values = NDArray[np.float64] | NDArray[np.float32]
 Region = NDArray[np.bool_]
 Scores = NDArray[np.float64]
+Probability = Callable[[Tensor], Tensor]
+"""Images (B, C, S, S) in [0, 1] -> probability of the target (B,)."""
+
+FAITHFULNESS_STEPS = 56
+"""Steps in which an image's pixels are removed: the paper's 224 * 4 pixels each, at 224 x 224."""
+QUANTUS = {"normalise": False, "abs": False, "disable_warnings": True}
+"""The maps come normalised, and nothing in [0, 1] has another absolute value."""
 
 
 def area_under_curve(scores: Values, labels: Values) -> float:
@@ -54,6 +72,111 @@ def relevance_rank(attributions: Sequence[Values], regions: Sequence[Region]) ->
     return scores
 
 
+def complexity(attributions: Sequence[Values]) -> Scores:
+    """Entropy of each map as shares of its sum: 0 for one pixel, log(S * S) for a constant map.
+
+    Quantus' Complexity.
+    """
+    with _quantus() as quantus:
+        return _without_model(quantus.Complexity(**QUANTUS), attributions)
+
+
+def sparseness(attributions: Sequence[Values]) -> Scores:
+    """Gini index of each map: 0 for a constant map, near 1 for one pixel.
+
+    Quantus' Sparseness.
+    """
+    with _quantus() as quantus:
+        return _without_model(quantus.Sparseness(**QUANTUS), attributions)
+
+
+def features_in_step(side: int) -> int:
+    """Pixels that faithfulness removes at a time: 224 * 4 of 224 x 224, the same share elsewhere.
+
+    Quantus wants a divisor of side * side, so the number of steps is the divisor nearest to 56.
+    """
+    pixels = side * side
+    divisors = (steps for steps in range(1, pixels + 1) if pixels % steps == 0)
+    return pixels // min(divisors, key=lambda steps: abs(steps - FAITHFULNESS_STEPS))
+
+
+def faithfulness(
+    attributions: Sequence[Values],
+    images: NDArray[np.float32],
+    probability: Probability,
+    *,
+    device: str = "cpu",
+    batch: int = 32,
+) -> Scores:
+    """Correlation between what a step's pixels claim and how far p falls without them, an image.
+
+    Quantus' FaithfulnessEstimate: pixels in order of their attribution, highest first, are made
+    black a step at a time, each step from the whole image. "Black" is Quantus' word for the
+    image's own minimum. Of colour images Quantus removes single values, not pixels: a step keeps
+    its size and there are three times as many.
+
+    NaN where it is not defined: a constant map, or a p that no step changes.
+    """
+    maps = np.stack([min_max(a) for a in attributions])[:, None]
+    with _quantus() as quantus:
+        metric = quantus.FaithfulnessEstimate(
+            features_in_step=features_in_step(images.shape[-1]), perturb_baseline="black", **QUANTUS
+        )
+        scores = metric(
+            model=_Target(probability).eval(),
+            x_batch=images,
+            y_batch=np.zeros(len(images), int),
+            a_batch=maps,
+            channel_first=True,
+            softmax=False,  # of a single output it would be 1 whatever the network says
+            device=device,
+            batch_size=batch,
+        )
+    return np.asarray(scores, np.float64)
+
+
+class _Target(nn.Module):
+    """The target's probability as the one output of a module, which is what Quantus takes."""
+
+    def __init__(self, probability: Probability) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.probability(images)[:, None]
+
+
+@contextmanager
+def _quantus() -> Iterator[Any]:
+    """The library, without its warnings; importing it takes seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import quantus  # noqa: PLC0415
+
+        yield quantus
+
+
+def _without_model(metric: Any, attributions: Sequence[Values]) -> Scores:
+    """One score a map. Quantus works in place, here on a copy that `min_max` has made."""
+    maps = np.stack([min_max(a) for a in attributions])[:, None]
+    labels = np.zeros(len(maps), int)
+    scores = metric(model=None, x_batch=maps, y_batch=labels, a_batch=maps, channel_first=True)
+    return np.asarray(scores, np.float64)
+
+
+@lru_cache(maxsize=1)
+def _resamples(patients: tuple[str, ...], seed: int, count: int) -> list[NDArray[np.intp]]:
+    """Row numbers of each resample; the figures of one table share them."""
+    _, owner = np.unique(np.asarray(patients), return_inverse=True)
+    rows = [np.flatnonzero(owner == i) for i in range(owner.max() + 1)]
+    generator = np.random.default_rng(seed)
+    return [
+        np.concatenate([rows[i] for i in generator.integers(len(rows), size=len(rows))])
+        for _ in range(count)
+    ]
+
+
 def bootstrap(
     statistic: Callable[[NDArray[np.intp]], float],
     patients: Sequence[str],
@@ -65,12 +188,6 @@ def bootstrap(
 
     statistic: takes row numbers. A resample where it is not defined (NaN) is left out.
     """
-    names = sorted(set(patients))
-    rows = {name: np.flatnonzero(np.asarray(patients) == name) for name in names}
-    generator = np.random.default_rng(seed)
-    found = []
-    for _ in range(resamples):
-        drawn = generator.integers(len(names), size=len(names))
-        found.append(statistic(np.concatenate([rows[names[i]] for i in drawn])))
+    found = [statistic(rows) for rows in _resamples(tuple(patients), seed, resamples)]
     low, high = np.nanpercentile(found, (2.5, 97.5))
     return float(low), float(high)

@@ -92,9 +92,9 @@ def finish(
         },
     }
     draft = bundles.save(out, network, description, "# Draft, not yet evaluated\n")
-    description["metrics"] = evaluate(
-        draft, cases, device=config.device, seed=config.seed, progress=progress
-    )
+    description["metrics"] = evaluate(draft, cases, device=config.device, progress=progress)
+    if "localisation" in description["metrics"]:
+        report.draw_comparison(out / "run" / "comparison.png", description["metrics"])
     card = model_card(description, network.architecture.to_manifest())
     return bundles.save(out, network, description, card)
 
