@@ -6,9 +6,11 @@ normalised to [0, 1].
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import lru_cache
+from io import StringIO
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -77,8 +79,8 @@ def complexity(attributions: Sequence[Values]) -> Scores:
 
     Quantus' Complexity.
     """
-    with _quantus() as quantus:
-        return _without_model(quantus.Complexity(**QUANTUS), attributions)
+    pixels = np.asarray(attributions[0]).size
+    return _by_quantus("Complexity", attributions, constant=float(np.log(pixels)))
 
 
 def sparseness(attributions: Sequence[Values]) -> Scores:
@@ -86,8 +88,7 @@ def sparseness(attributions: Sequence[Values]) -> Scores:
 
     Quantus' Sparseness.
     """
-    with _quantus() as quantus:
-        return _without_model(quantus.Sparseness(**QUANTUS), attributions)
+    return _by_quantus("Sparseness", attributions, constant=0.0)
 
 
 def features_in_step(side: int) -> int:
@@ -117,22 +118,17 @@ def faithfulness(
 
     NaN where it is not defined: a constant map, or a p that no step changes.
     """
-    maps = np.stack([min_max(a) for a in attributions])[:, None]
-    with _quantus() as quantus:
-        metric = quantus.FaithfulnessEstimate(
-            features_in_step=features_in_step(images.shape[-1]), perturb_baseline="black", **QUANTUS
-        )
-        scores = metric(
-            model=_Target(probability).eval(),
-            x_batch=images,
-            y_batch=np.zeros(len(images), int),
-            a_batch=maps,
-            channel_first=True,
-            softmax=False,  # of a single output it would be 1 whatever the network says
-            device=device,
-            batch_size=batch,
-        )
-    return np.asarray(scores, np.float64)
+    return _by_quantus(
+        "FaithfulnessEstimate",
+        attributions,
+        constant=float("nan"),
+        images=images,
+        settings={
+            "features_in_step": features_in_step(images.shape[-1]),
+            "perturb_baseline": "black",
+        },
+        call={"model": _Target(probability).eval(), "device": device, "batch_size": batch},
+    )
 
 
 class _Target(nn.Module):
@@ -147,22 +143,45 @@ class _Target(nn.Module):
             return self.probability(images)[:, None]
 
 
+def _by_quantus(
+    metric: str,
+    attributions: Sequence[Values],
+    *,
+    constant: float,
+    images: NDArray[np.float32] | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    call: Mapping[str, Any] = MappingProxyType({"model": None}),
+) -> Scores:
+    """One score a map. Quantus refuses maps that are constant: their score is `constant`.
+
+    Quantus works in place, here on the copy that `min_max` has made. It has the target at output
+    0, and no softmax: of a single output that would be 1 whatever the network says.
+    """
+    scores = np.full(len(attributions), constant)
+    varied = np.array([bool(np.max(a) > np.min(a)) for a in attributions])
+    if not varied.any():
+        return scores
+    maps = np.stack([min_max(a) for a, v in zip(attributions, varied, strict=True) if v])[:, None]
+    with _quantus() as quantus:
+        scores[varied] = getattr(quantus, metric)(**QUANTUS, **settings)(
+            x_batch=maps if images is None else images[varied],
+            y_batch=np.zeros(len(maps), int),
+            a_batch=maps,
+            channel_first=True,
+            softmax=False,
+            **call,
+        )
+    return scores
+
+
 @contextmanager
 def _quantus() -> Iterator[Any]:
-    """The library, without its warnings; importing it takes seconds."""
-    with warnings.catch_warnings():
+    """The library without what it warns of and prints; importing it takes seconds."""
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         import quantus  # noqa: PLC0415
 
         yield quantus
-
-
-def _without_model(metric: Any, attributions: Sequence[Values]) -> Scores:
-    """One score a map. Quantus works in place, here on a copy that `min_max` has made."""
-    maps = np.stack([min_max(a) for a in attributions])[:, None]
-    labels = np.zeros(len(maps), int)
-    scores = metric(model=None, x_batch=maps, y_batch=labels, a_batch=maps, channel_first=True)
-    return np.asarray(scores, np.float64)
 
 
 @lru_cache(maxsize=1)
