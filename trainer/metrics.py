@@ -79,7 +79,7 @@ def complexity(attributions: Sequence[Values]) -> Scores:
 
     Quantus' Complexity.
     """
-    pixels = np.asarray(attributions[0]).size
+    pixels = attributions[0].size
     return _by_quantus("Complexity", attributions, constant=float(np.log(pixels)))
 
 
@@ -158,7 +158,7 @@ def _by_quantus(
     0, and no softmax: of a single output that would be 1 whatever the network says.
     """
     scores = np.full(len(attributions), constant)
-    varied = np.array([bool(np.max(a) > np.min(a)) for a in attributions])
+    varied = np.array([float(a.max()) > float(a.min()) for a in attributions])
     if not varied.any():
         return scores
     maps = np.stack([min_max(a) for a, v in zip(attributions, varied, strict=True) if v])[:, None]
