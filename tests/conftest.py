@@ -67,11 +67,15 @@ def random_network(
             Architecture(
                 backbone=backbone,
                 outputs=("effusion", "pneumonia"),
+                activation="sigmoid",
                 target="pneumonia",
+                explains="target",
+                embedding=0,
                 pixel_mean=(0.485, 0.456, 0.406),
                 pixel_std=(0.229, 0.224, 0.225),
                 decoder="light",
                 decoder_width=16,
+                decoder_norm="batch",
                 neighbourhood=neighbourhood,
             )
         )

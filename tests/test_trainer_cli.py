@@ -54,7 +54,18 @@ def test_the_manifest_holds_recipe_data_and_figures(trained: Path) -> None:
     for figure in (metrics["auc"]["all"], metrics["mask_area"]["positives"]):
         assert figure["low"] <= figure["value"] <= figure["high"]
     methods = set(metrics["localisation"])
-    assert {"explanation module", "mean of the training boxes", "random"} < methods
+    assert methods == {
+        "nemt", "gradcam++", "integrated_gradients", "gradient_shap", "mean_of_boxes",
+        "centred_blob", "random",
+    }  # fmt: skip
+    assert set(metrics["methods"]) == methods
+    assert metrics["methods"]["gradient_shap"]["library"].startswith("captum ")
+    for row in metrics["localisation"].values():
+        for name in ("mass", "rank", "complexity", "sparseness", "seconds"):
+            assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]
+    assert metrics["localisation"]["nemt"]["faithfulness"]["images"] == 8
+    assert "nemt_over" in metrics["localisation"]["gradcam++"]
+    assert metrics["classifier_seconds"]["value"] > 0
     assert metrics["localisation"]["random"]["mass"]["value"] == pytest.approx(
         metrics["box_share"], abs=0.02
     )
@@ -69,7 +80,11 @@ def test_the_card_says_what_it_must_and_names_no_folder(trained: Path) -> None:
         "Shih et al.",
         "95 %",
         "commit",
-        "Bootstrap".lower(),
+        "bootstrap",
+        "| GradCAM++ |",
+        "own less others",
+        "faithfulness ↑",
+        "captum",
     ):
         assert text in card
     for text in (card, (trained / "manifest.json").read_text("utf-8")):
@@ -80,7 +95,7 @@ def test_the_run_folder(trained: Path) -> None:
     with (trained / "run" / "metrics.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["part"] for row in rows} == {"classifier", "explanation module"}
-    for name in ("curves.png", "masks.png"):
+    for name in ("curves.png", "masks.png", "comparison.png"):
         assert (trained / "run" / name).read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,18 +1,28 @@
 """Metrics with known answers, and against scikit-learn and Quantus."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import random_network
 
-from trainer.evaluate import MODULE, localisation
+from trainer.baselines import METHODS
+from trainer.comparison import compare, seconds
 from trainer.metrics import (
+    QUANTUS,
     area_under_curve,
     bootstrap,
+    complexity,
+    faithfulness,
+    features_in_step,
     min_max,
     relevance_mass,
     relevance_rank,
+    sparseness,
 )
+from trainer.report import differences_table, draw_comparison, localisation_table, methods_list
 from trainer.thresholds import OVERLAP, move, youden
 
 
@@ -97,17 +107,195 @@ def test_bootstrap_draws_whole_patients() -> None:
     assert many == bootstrap(lambda rows: float(values[rows].mean()), [str(i) for i in range(20)])
 
 
-def test_a_map_that_ignores_the_image_gains_nothing_over_others() -> None:
-    boxes = np.stack([np.roll(BOX, 3 * i, axis=0) for i in range(4)])
+SIDE = 56
+WEIGHTS = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+
+def linear(images: torch.Tensor) -> torch.Tensor:
+    """A p whose fall, when a pixel is made black, is known: its weight times its value."""
+    weighted: torch.Tensor = (images * WEIGHTS / WEIGHTS.sum()).sum(dim=(1, 2, 3))
+    return weighted
+
+
+def pictures(count: int, channels: int = 1) -> np.ndarray:
+    """Noise whose smallest value is 0, so that Quantus' black is black."""
+    images = np.random.default_rng(0).random((count, channels, SIDE, SIDE), dtype=np.float32)
+    images[:, 0, 0, 0] = 0
+    return images
+
+
+def test_complexity_and_sparseness_known_answers() -> None:
+    uniform, one = np.full((20, 20), 0.3), np.zeros((20, 20))
+    one[3, 4] = 1
+    half = np.zeros((20, 20))
+    half[:10] = 1
+    maps = [uniform, one, half]
+    assert complexity(maps) == pytest.approx([np.log(400), 0, np.log(200)], abs=1e-6)
+    assert sparseness(maps) == pytest.approx([0, 1 - 1 / 400, 0.5], abs=1e-4)
+    assert uniform[0, 0] == 0.3  # Quantus works in place, and not on what it is given here
+
+
+def test_faithfulness_of_the_true_effect_is_one() -> None:
+    images = pictures(3)
+    effect = WEIGHTS.numpy() * images[:, 0]
+    found = faithfulness([effect[0], 1 - effect[1], 7 * effect[2] - 3], images, linear)
+    assert found == pytest.approx([1, -1, 1], abs=1e-3)
+
+
+def test_faithfulness_ignores_what_it_cannot_know() -> None:
+    images = pictures(4)
+    images[2] = 0  # no step changes p
+    maps = WEIGHTS.numpy() * images[:, 0]
+    maps[1] = 0.3
+    maps[2] = WEIGHTS.numpy()
+    found = faithfulness(list(maps), images, linear)
+    assert np.isnan(found).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_complexity_sparseness_and_faithfulness_are_quantus(channels: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import quantus
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = random_network()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.sigmoid(self.network.logits(images))
+
+    images = pictures(5, channels)
+    maps = np.random.default_rng(1).normal(size=(5, SIDE, SIDE))
+    model = Model().eval()
+
+    def data() -> dict[str, object]:
+        attributions = np.stack([min_max(m)[None] for m in maps])
+        return {"x_batch": images, "y_batch": np.ones(5, int), "a_batch": attributions}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        estimate = quantus.FaithfulnessEstimate(
+            features_in_step=SIDE, perturb_baseline="black", **QUANTUS
+        )
+        expected = estimate(model=model, channel_first=True, softmax=False, **data())
+        entropy = quantus.Complexity(**QUANTUS)(model=None, channel_first=True, **data())
+        gini = quantus.Sparseness(**QUANTUS)(model=None, channel_first=True, **data())
+    found = faithfulness(list(maps), images, model.network.probability, batch=64)
+    assert np.ptp(found) > 0.01
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert complexity(list(maps)) == pytest.approx(entropy, abs=1e-6)
+    assert sparseness(list(maps)) == pytest.approx(gini, abs=1e-6)
+    parts = faithfulness(list(maps), images, model.network.probability, batch=2)
+    assert parts == pytest.approx(found, abs=1e-4)  # p differs by float32 rounding
+
+
+def test_constant_maps_which_quantus_refuses() -> None:
+    """One alone and among others: the same answer."""
+    noise = np.random.default_rng(0).random((20, 20))
+    for maps in ([np.zeros((20, 20))], [np.zeros((20, 20)), noise]):
+        assert complexity(maps)[0] == pytest.approx(np.log(400))
+        assert sparseness(maps)[0] == 0
+        assert relevance_mass(maps, [BOX])[0, 0] == pytest.approx(BOX.mean())
+    assert complexity([np.zeros((20, 20)), noise])[1] == complexity([noise])[0]
+
+
+def test_quantus_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    faithfulness([pictures(1)[0, 0]], pictures(1), linear)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_step_removes_the_same_share_at_every_size() -> None:
+    assert features_in_step(224) == 224 * 4
+    assert features_in_step(56) == 56
+    for side in (64, 96, 128, 320, 384, 512):
+        assert side**2 % features_in_step(side) == 0
+        assert 48 <= side**2 / features_in_step(side) <= 64
+
+
+BOXES = np.stack([np.roll(BOX, 3 * i, axis=0) for i in range(4)])
+PATIENTS = ["a", "b", "c", "d"]
+
+
+def table_of_three() -> dict[str, dict]:
+    """The explanation module perfect, GradCAM++ half right, the mean of all boxes."""
     maps = {
-        MODULE: boxes.astype(np.float32),
-        "mean": np.broadcast_to(boxes.mean(axis=0, dtype=np.float32), boxes.shape),
+        "nemt": BOXES.astype(np.float32),
+        "gradcam++": np.roll(BOXES, 2, axis=2).astype(np.float32),
+        "mean_of_boxes": np.broadcast_to(BOXES.mean(axis=0, dtype=np.float32), BOXES.shape),
     }
-    table = localisation(maps, boxes, ["a", "b", "c", "d"])
-    assert table[MODULE]["mass"]["value"] == 1
-    assert table[MODULE]["mass_less_others"]["value"] > 0.5
-    assert table["mean"]["mass"]["value"] > BOX.mean()
-    assert table["mean"]["mass_less_others"]["value"] == pytest.approx(0, abs=1e-6)
+    return compare(maps, BOXES, np.zeros((4, 1, 20, 20), np.float32), None, PATIENTS)
+
+
+def test_a_map_that_ignores_the_image_gains_nothing_over_others() -> None:
+    table = table_of_three()
+    assert table["nemt"]["mass"]["value"] == 1
+    assert table["nemt"]["mass_less_others"]["value"] > 0.5
+    assert table["mean_of_boxes"]["mass"]["value"] > BOX.mean()
+    assert table["mean_of_boxes"]["mass_less_others"]["value"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_explanation_module_against_each_method() -> None:
+    table = table_of_three()
+    assert "nemt_less" not in table["nemt"]
+    cam = table["gradcam++"]
+    assert cam["mass"]["value"] == 0.5
+    assert cam["nemt_over"]["mass"] == {"value": 2, "low": 2, "high": 2, "images": 4}
+    difference = cam["nemt_less"]["mass_less_others"]["value"]
+    own = [table[key]["mass_less_others"]["value"] for key in ("nemt", "gradcam++")]
+    assert difference == pytest.approx(own[0] - own[1], abs=2e-4)
+    assert cam["nemt_less"]["mass"]["low"] == cam["nemt_less"]["mass"]["high"] == 0.5
+
+
+def test_a_representation_has_no_faithfulness() -> None:
+    assert all("faithfulness" not in row for row in table_of_three().values())
+
+
+def test_undefined_faithfulness_is_left_out_and_counted() -> None:
+    images = pictures(4)
+    effect = (WEIGHTS.numpy() * images[:, 0]).astype(np.float32)
+    some, none = effect.copy(), np.ones_like(effect)
+    some[1] = 0.3
+    regions = np.zeros(effect.shape, bool)
+    regions[:, :10] = True
+    maps = {"nemt": effect, "gradcam++": some, "random": none}
+    table = compare(maps, regions, images, linear, PATIENTS)
+    assert table["nemt"]["faithfulness"]["images"] == 4
+    assert table["gradcam++"]["faithfulness"]["images"] == 3
+    assert table["gradcam++"]["faithfulness"]["value"] == pytest.approx(1, abs=1e-3)
+    assert table["gradcam++"]["nemt_less"]["faithfulness"]["images"] == 3
+    assert "faithfulness" not in table["random"]
+    described = {key: METHODS[key].describe() for key in maps}
+    lines = localisation_table({"localisation": table, "methods": described}).splitlines()
+    assert "n = 3" in lines[3]
+    assert "not defined" in lines[4]
+
+
+def test_seconds_are_of_one_warm_image_at_a_time() -> None:
+    asked = []
+    found = seconds(lambda x: asked.append(len(x)), pictures(5), list("abcde"), count=3)
+    assert asked == [1] * 4
+    assert found["images"] == 3
+    assert 0 <= found["low"] <= found["value"] <= found["high"] < 0.1
+
+
+def test_the_tables_and_the_chart(tmp_path: Path) -> None:
+    rows = dict(sorted(table_of_three().items()))  # as a manifest keeps them
+    described = {key: METHODS["random"].describe() | {"name": key} for key in rows}
+    metrics = {"localisation": rows, "methods": described}
+    first, second = localisation_table(metrics), differences_table(metrics)
+    heads = [text.strip() for text in first.splitlines()[0].strip("|").split("|")]
+    assert [text.split(" ")[0] for text in heads] == [
+        "method", "relevance", "relevance", "complexity", "sparseness", "faithfulness", "s/image",
+    ]  # fmt: skip
+    for text in (first, second):
+        methods = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
+        assert methods == ["nemt", "gradcam++", "mean_of_boxes"]
+    assert "2.00 (2.00 to 2.00)" in second.splitlines()[3]
+    assert methods_list(metrics).count("uniform noise") == 3
+    draw_comparison(tmp_path / "chart.png", metrics)
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_moved_segment_keeps_its_area_and_lies_elsewhere() -> None:

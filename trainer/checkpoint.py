@@ -71,7 +71,7 @@ class CheckpointFile:
                 [Epoch(**epoch) for epoch in content["epochs"]],
                 content["states"],
             )
-        except Exception as error:  # noqa: BLE001 (whatever a damaged file makes torch raise)
+        except Exception as error:
             raise TrainingError(
                 f"{self.path}: cannot be resumed from ({type(error).__name__}); start anew with "
                 "another --out"

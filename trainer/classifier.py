@@ -47,7 +47,7 @@ class ClassifierStage:
         self.epochs, self.patience = config.classifier_epochs, config.patience
         self._network, self._validation, self._config = network, validation, config
         network.target_model.requires_grad_(True)
-        self.module = _ClassifierLoss(network, train, config)
+        self.module: nn.Module = _ClassifierLoss(network, train, config)
         parameters = network.target_model.parameters()
         decay = config.classifier_weight_decay
         self.optimiser: torch.optim.Optimizer = (
@@ -171,7 +171,9 @@ def probabilities(
 
 def balance(examples: Examples) -> NDArray[np.float32]:
     """A weight an example, mean 1: the same total for every source and label."""
-    groups = [(case.source, int(k)) for case, k in zip(examples.cases, examples.classes, strict=True)]
+    groups = [
+        (case.source, int(k)) for case, k in zip(examples.cases, examples.classes, strict=True)
+    ]
     size = {group: groups.count(group) for group in set(groups)}
     return np.array([len(groups) / len(size) / size[group] for group in groups], np.float32)
 

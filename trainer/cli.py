@@ -48,9 +48,9 @@ examples:
   nemt-train --target pneumonia --data rsna-mini --ablation --mask-epochs 3 --out runs/ablation
   torchrun --nproc-per-node 4 -m trainer.cli --device cuda --target pneumonia --data rsna --out DIR
 
---out gets the bundle's five files, and a folder `run`: config.json, metrics.csv, curves.png, a panel
-of masks each epoch, comparison.png. A run that was stopped goes on with the same command and
---resume, to the same bits.
+--out gets the bundle's five files, and a folder `run`: config.json, metrics.csv, curves.png, a
+panel of masks each epoch, comparison.png. A run that was stopped goes on with the same command
+and --resume, to the same bits.
 exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted"""
 
 PLACES = {field.name for field in fields(Places)}
@@ -85,9 +85,7 @@ def _option(group: Any, flag: str, name: str, text: str, choices: Sequence[str] 
 
 
 def _switch(group: Any, flag: str, name: str, value: bool, text: str) -> None:
-    group.add_argument(
-        flag, dest=name, action="store_true" if value else "store_false", help=text
-    )
+    group.add_argument(flag, dest=name, action="store_true" if value else "store_false", help=text)
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:

@@ -97,7 +97,10 @@ class TrainingConfig:
             self.neighbourhood,
         )
         for wrong, text in (
-            (min(counts) < 1, "batch, accumulate, threads, neighbourhood and epochs are at least 1"),
+            (
+                min(counts) < 1,
+                "batch, accumulate, threads, neighbourhood and epochs are at least 1",
+            ),
             (self.accumulate > self.batch, "a batch cannot be computed in more parts than images"),
             (not 0 <= self.label_smoothing < 0.5, "label smoothing is at least 0 and below 0.5"),
             (not self.area_weight > 0, "the area weight is positive"),

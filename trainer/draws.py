@@ -27,7 +27,10 @@ class Draws:
     def uniform(self, use: str, count: int) -> Tensor:
         """(len(rows), count) float32 in [0, 1), the same for the same key, use and row."""
         values = np.stack(
-            [_generator((*self._key, use), int(row)).random(count, np.float32) for row in self._rows]
+            [
+                _generator((*self._key, use), int(row)).random(count, np.float32)
+                for row in self._rows
+            ]
         )
         return torch.from_numpy(values)
 

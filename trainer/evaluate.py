@@ -3,11 +3,12 @@
 The bundle is read back from its folder and asked through `Explainer`, as it is served.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nemt_dicom.bundle import Bundle
@@ -15,116 +16,146 @@ from nemt_dicom.config import ExplanationSettings
 from nemt_dicom.errors import DataError
 from nemt_dicom.explainer import Explainer
 from nemt_dicom.explanation import Verdict
+from nemt_dicom.network import ExplainedNetwork
 
-from .baselines import grad_cam_plus_plus, mean_of_boxes, random_maps
-from .cache import Examples, default_cache, load_examples
-from .datasets import Case, read_radiograph, read_truth
+from .baselines import METHODS, Images, Maps, Method, for_representations, mean_of_boxes
+from .cache import Examples, load_examples
+from .comparison import Regions, average, compare, figure, seconds
+from .datasets import Case, Dataset, read_radiograph, read_truth
 from .explanation import soft_masks
-from .metrics import area_under_curve, bootstrap, relevance_mass, relevance_rank
+from .metrics import area_under_curve
 from .progress import Progress
 
-MODULE = "explanation module"
-Regions = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure, its 95 % bootstrap interval over patients, and the images it is of."""
-
-    value: float
-    low: float
-    high: float
-    images: int
-
-
-def figure(
-    statistic: Callable[[NDArray[np.intp]], float], patients: Sequence[str]
-) -> dict[str, float]:
-    """A statistic of rows with its interval, rounded as it is kept in the manifest."""
-    low, high = bootstrap(statistic, patients)
-    value = statistic(np.arange(len(patients)))
-    found = Figure(value=value, low=low, high=high, images=len(patients))
-    return {k: v if k == "images" else round(v, 4) for k, v in asdict(found).items()}
+Device = Literal["cpu", "cuda"]
 
 
 def evaluate(
-    bundle: Bundle,
-    cases: Sequence[Case],
-    *,
-    device: Literal["cpu", "cuda"],
-    seed: int,
-    progress: Progress,
+    bundle: Bundle, dataset: Dataset, cache: Path, *, device: Device, progress: Progress
 ) -> dict[str, Any]:
-    """All metrics of a bundle on the test split of `cases`, JSON-able.
+    """All metrics of a bundle on the test split of `dataset`, JSON-able.
 
-    The training split gives its boxes to one baseline, their mean, and nothing else. Raises
+    What depends on a target (AUC, decisions, verdicts) is absent where the bundle has none. The
+    training split gives its ground truth to one baseline, their mean, and nothing else. Raises
     `DataError` where the test split is empty.
     """
-    test = [case for case in cases if case.split == "test"]
+    test = [case for case in dataset.cases if case.split == "test"]
     if not test:
         raise DataError("there is no test split to evaluate on")
-    explainer = Explainer(bundle, ExplanationSettings(device=device))
-    progress.stage("evaluation", 2 * len(test) + 1)
-    examples = load_examples(test, bundle.preprocessing, cache=default_cache(), done=progress.step)
-    probability, masks = soft_masks(explainer.network, examples.images)
-    verdicts = np.empty(len(test), dtype=object)
-    for i, case in enumerate(test):
-        verdicts[i] = explainer.explain([read_radiograph(case)])[0].verdict
-        progress.step()
-    metrics: dict[str, Any] = {
-        "auc": _auc(examples, probability),
-        "mask_area": _areas(examples, masks),
-        "decisions": _decisions(examples, probability, bundle.manifest.decision_threshold),
-    }
-    boxes = [read_truth(c, g) for c, g in zip(test, examples.geometries, strict=True)]
-    boxed = np.array([i for i, region in enumerate(boxes) if region is not None])
-    if len(boxed):
-        regions = np.stack([region for region in boxes if region is not None])
-        patients = [test[i].patient for i in boxed]
-        images = examples.images[boxed]
-        maps = {
-            MODULE: masks[boxed],
-            "GradCAM++ (last block)": grad_cam_plus_plus(explainer.network, images),
-            "mean of the training boxes": mean_of_boxes(_training_boxes(cases, bundle), len(boxed)),
-            "random": random_maps(regions.shape, seed),
-        }
-        metrics["localisation"] = localisation(maps, regions, patients)
-        metrics["box_share"] = round(float(regions.mean()), 4)
-        drawn = verdicts[boxed] == Verdict.EXPLAINED
-        metrics["boxed_drawn"] = figure(lambda rows: float(drawn[rows].mean()), patients)
-        metrics["boxed_verdicts"] = {v.value: int((verdicts[boxed] == v).sum()) for v in Verdict}
-    negative = np.flatnonzero(examples.labels < 0.5)
-    wrongly = verdicts[negative] == Verdict.EXPLAINED
-    metrics["negatives_drawn"] = figure(
-        lambda rows: float(wrongly[rows].mean()), [test[i].patient for i in negative]
+    network = bundle.network(device)
+    progress.stage("reading, test", len(test))
+    examples = load_examples(
+        test, bundle.preprocessing, cache=cache, done=progress.step, skip_bad=True
     )
-    progress.step()
+    answer, masks = soft_masks(network, examples.images)
+    metrics: dict[str, Any] = {"mask_area": _areas(examples, masks)}
+    rows, regions = _truth(examples)
+    if bundle.architecture.explains == "target":
+        metrics["auc"] = _auc(examples, answer)
+        metrics["decisions"] = _decisions(examples, answer, bundle.manifest.decision_threshold)
+        metrics |= _drawn(bundle, examples, rows, device, progress)
+    if len(rows):
+        maps, methods, timings = attributions(
+            network,
+            examples.take(rows),
+            [examples.patients[i] for i in rows],
+            _training_regions(dataset, bundle, cache, progress),
+            device=device,
+            progress=progress,
+        )
+        explains_output = bundle.architecture.explains != "representation"
+        metrics["localisation"] = compare(
+            maps,
+            regions,
+            examples.take(rows),
+            network.probability if explains_output else None,
+            [examples.patients[i] for i in rows],
+            device=device,
+            done=progress.step,
+        )
+        for key, taken in timings.items():
+            if key in metrics["localisation"]:
+                metrics["localisation"][key]["seconds"] = taken
+        metrics["classifier_seconds"] = timings["target_model"]
+        metrics["methods"] = methods
+        metrics["box_share"] = round(float(regions.mean()), 4)
     return metrics
 
 
-def localisation(
-    maps: dict[str, NDArray[np.float32]], regions: Regions, patients: Sequence[str]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Relevance mass and rank of each method's maps (N, S, S) in the regions (N, S, S).
-
-    `*_less_others` is the score of a map on its own image less the mean score, on that image's
-    boxes, of the maps of all other images: what a map knows of this image and not of chests.
+def attributions(
+    network: ExplainedNetwork,
+    images: Images,
+    patients: Sequence[str],
+    training_regions: Sequence[Regions],
+    *,
+    device: Device,
+    progress: Progress,
+) -> tuple[dict[str, Maps], dict[str, dict[str, str]], dict[str, dict[str, float]]]:
+    """Every method's maps of the same images (N, C, S, S), its description, and its seconds an
+    image, timed in the same run and way as the target model's own forward pass, "target_model".
     """
-    table = {}
-    for method, attributions in maps.items():
-        row = {}
-        for name, score in (("mass", relevance_mass), ("rank", relevance_rank)):
-            scores = score(list(attributions), list(regions))  # (maps, images)
-            own, count = np.diag(scores), len(scores)
-            others = (scores.sum(axis=0) - own) / max(1, count - 1)
-            row[name] = figure(_mean(own), patients)
-            row[f"{name}_less_others"] = figure(_mean(own - others), patients)
-        table[method] = row
-    return table
+    methods: dict[str, Method] = dict(METHODS)
+    if network.explains_representation:
+        methods = for_representations(device)
+    if training_regions:
+        methods["mean_of_boxes"] = mean_of_boxes(training_regions)
+
+    @torch.inference_mode()
+    def target_model(chosen: Images) -> None:
+        network.logits(torch.from_numpy(chosen).to(device))
+
+    progress.stage("evaluation", 2 * len(methods))
+    maps: dict[str, Maps] = {}
+    timings = {"target_model": seconds(target_model, images, patients, device=device)}
+    for key, method in methods.items():
+        maps[key] = method.maps(network, images)
+        timings[key] = seconds(_timed(method, network), images, patients, device=device)
+        progress.step(method.name)
+    return maps, {key: method.describe() for key, method in methods.items()}, timings
 
 
-def _mean(values: NDArray[np.float64]) -> Callable[[NDArray[np.intp]], float]:
-    return lambda rows: float(values[rows].mean())
+def _timed(method: Method, network: ExplainedNetwork) -> Callable[[Images], Maps]:
+    return lambda images: method.maps(network, images)
+
+
+def _truth(examples: Examples) -> tuple[NDArray[np.intp], Regions]:
+    """Rows of the positives that have ground truth, and it: (n,), (n, S, S)."""
+    found: Mapping[int, Regions] = {
+        i: region
+        for i, (case, geometry) in enumerate(zip(examples.cases, examples.geometries, strict=True))
+        if case.label and (region := read_truth(case, geometry)) is not None
+    }
+    side = examples.store.shape[-1]
+    regions = np.stack(list(found.values())) if found else np.zeros((0, side, side), np.bool_)
+    return np.array(list(found), np.intp), regions
+
+
+def _drawn(
+    bundle: Bundle,
+    examples: Examples,
+    boxed: NDArray[np.intp],
+    device: Device,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Which share of images gets a segment drawn, asked one by one as the service does."""
+    explainer = Explainer(bundle, ExplanationSettings(device=device))
+    progress.stage("as it is served", len(examples))
+    verdicts = np.empty(len(examples), dtype=object)
+    for i, case in enumerate(examples.cases):
+        verdicts[i] = explainer.explain([read_radiograph(case)])[0].verdict
+        progress.step()
+    negative = np.flatnonzero(examples.labels < 0.5)
+    found: dict[str, Any] = {"negatives_drawn": _share(verdicts, negative, examples)}
+    if len(boxed):
+        found["boxed_drawn"] = _share(verdicts, boxed, examples)
+        found["boxed_verdicts"] = {v.value: int((verdicts[boxed] == v).sum()) for v in Verdict}
+    return found
+
+
+def _share(
+    verdicts: NDArray[np.object_], rows: NDArray[np.intp], examples: Examples
+) -> dict[str, float]:
+    drawn = verdicts[rows] == Verdict.EXPLAINED
+    return figure(average(drawn), [examples.patients[i] for i in rows])
 
 
 def _auc(examples: Examples, probability: NDArray[np.float32]) -> dict[str, dict[str, float]]:
@@ -135,7 +166,7 @@ def _auc(examples: Examples, probability: NDArray[np.float32]) -> dict[str, dict
         p, y = probability[rows], examples.labels[rows]
         found[name] = figure(
             lambda r, p=p, y=y: area_under_curve(p[r], y[r]),  # type: ignore[misc]
-            [examples.cases[i].patient for i in rows],
+            [examples.patients[i] for i in rows],
         )
     return found
 
@@ -146,7 +177,7 @@ def _areas(examples: Examples, masks: NDArray[np.float32]) -> dict[str, dict[str
     found = {}
     for name, label in (("positives", 1), ("negatives", 0)):
         rows = np.flatnonzero(examples.labels == label)
-        found[name] = figure(_mean(area[rows]), [examples.cases[i].patient for i in rows])
+        found[name] = figure(average(area[rows]), [examples.patients[i] for i in rows])
     return found
 
 
@@ -157,18 +188,22 @@ def _decisions(
     found = {}
     for name, label, right in (("sensitivity", 1, positive), ("specificity", 0, ~positive)):
         rows = np.flatnonzero(examples.labels == label)
-        found[name] = figure(
-            _mean(right[rows].astype(np.float64)), [examples.cases[i].patient for i in rows]
-        )
+        found[name] = figure(average(right[rows]), [examples.patients[i] for i in rows])
     return found
 
 
-def _training_boxes(cases: Sequence[Case], bundle: Bundle) -> list[Regions]:
-    boxes = []
-    for case in cases:
-        if case.split != "test" and case.source == "RSNA" and case.label:
-            geometry = bundle.preprocessing.geometry(read_radiograph(case))
-            region = read_truth(case, geometry)
-            if region is not None:
-                boxes.append(region)
-    return boxes
+def _training_regions(
+    dataset: Dataset, bundle: Bundle, cache: Path, progress: Progress
+) -> list[Regions]:
+    cases: list[Case] = [
+        case
+        for case in dataset.cases
+        if case.split != "test" and case.label and case.source in {"RSNA", "HAM10000"}
+    ]
+    if not cases:
+        return []
+    progress.stage("training ground truth", len(cases))
+    examples = load_examples(
+        cases, bundle.preprocessing, cache=cache, done=progress.step, skip_bad=True
+    )
+    return list(_truth(examples)[1])

@@ -29,9 +29,7 @@ def objective_of(config: TrainingConfig) -> Objective:
             area_weight=config.area_weight, binary_weight=config.binary_weight, fill=config.fill
         )
     if config.objective == "literal":
-        return Literal(
-            area_weight=config.area_weight, fill=config.fill, response=config.response
-        )
+        return Literal(area_weight=config.area_weight, fill=config.fill, response=config.response)
     return Deletion(
         area_weight=config.area_weight,
         fill=config.fill,
@@ -60,7 +58,7 @@ class ExplanationStage:
         self._network, self._validation, self._config = network, validation, config
         self._objective = objective_of(config)
         self._collapse_ends = collapse_ends
-        self.module = _MaskLoss(network, self._objective, config)
+        self.module: nn.Module = _MaskLoss(network, self._objective, config)
         self.optimiser: torch.optim.Optimizer = prodigy(
             network.explanation_module.parameters(), 1.0, 0.01
         )

@@ -1,13 +1,33 @@
-"""Figures of merit in plain numpy. The tests compare them with scikit-learn and Quantus."""
+"""Figures of merit of a classifier and of attribution maps.
 
-from collections.abc import Callable, Sequence
+Mass and rank are our own, for they are wanted of every map on every image; the tests hold them to
+Quantus. Complexity, sparseness and faithfulness are computed by Quantus. All see each map min-max
+normalised to [0, 1].
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import lru_cache
+from io import StringIO
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 Values = NDArray[np.float64] | NDArray[np.float32]
 Region = NDArray[np.bool_]
 Scores = NDArray[np.float64]
+Probability = Callable[[Tensor], Tensor]
+"""Images (B, C, S, S) in [0, 1] -> probability of the target (B,)."""
+
+FAITHFULNESS_STEPS = 56
+"""Steps in which an image's pixels are removed: the paper's 224 * 4 pixels each, at 224 x 224."""
+QUANTUS = {"normalise": False, "abs": False, "disable_warnings": True}
+"""The maps come normalised, and nothing in [0, 1] has another absolute value."""
 
 
 def area_under_curve(scores: Values, labels: Values) -> float:
@@ -54,6 +74,128 @@ def relevance_rank(attributions: Sequence[Values], regions: Sequence[Region]) ->
     return scores
 
 
+def complexity(attributions: Sequence[Values]) -> Scores:
+    """Entropy of each map as shares of its sum: 0 for one pixel, log(S * S) for a constant map.
+
+    Quantus' Complexity.
+    """
+    pixels = attributions[0].size
+    return _by_quantus("Complexity", attributions, constant=float(np.log(pixels)))
+
+
+def sparseness(attributions: Sequence[Values]) -> Scores:
+    """Gini index of each map: 0 for a constant map, near 1 for one pixel.
+
+    Quantus' Sparseness.
+    """
+    return _by_quantus("Sparseness", attributions, constant=0.0)
+
+
+def features_in_step(side: int) -> int:
+    """Pixels that faithfulness removes at a time: 224 * 4 of 224 x 224, the same share elsewhere.
+
+    Quantus wants a divisor of side * side, so the number of steps is the divisor nearest to 56.
+    """
+    pixels = side * side
+    divisors = (steps for steps in range(1, pixels + 1) if pixels % steps == 0)
+    return pixels // min(divisors, key=lambda steps: abs(steps - FAITHFULNESS_STEPS))
+
+
+def faithfulness(
+    attributions: Sequence[Values],
+    images: NDArray[np.float32],
+    probability: Probability,
+    *,
+    device: str = "cpu",
+    batch: int = 32,
+) -> Scores:
+    """Correlation between what a step's pixels claim and how far p falls without them, an image.
+
+    Quantus' FaithfulnessEstimate: pixels in order of their attribution, highest first, are made
+    black a step at a time, each step from the whole image. "Black" is Quantus' word for the
+    image's own minimum. Of colour images Quantus removes single values, not pixels: a step keeps
+    its size and there are three times as many.
+
+    NaN where it is not defined: a constant map, or a p that no step changes.
+    """
+    return _by_quantus(
+        "FaithfulnessEstimate",
+        attributions,
+        constant=float("nan"),
+        images=images,
+        settings={
+            "features_in_step": features_in_step(images.shape[-1]),
+            "perturb_baseline": "black",
+        },
+        call={"model": _Target(probability).eval(), "device": device, "batch_size": batch},
+    )
+
+
+class _Target(nn.Module):
+    """The target's probability as the one output of a module, which is what Quantus takes."""
+
+    def __init__(self, probability: Probability) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.probability(images)[:, None]
+
+
+def _by_quantus(
+    metric: str,
+    attributions: Sequence[Values],
+    *,
+    constant: float,
+    images: NDArray[np.float32] | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    call: Mapping[str, Any] = MappingProxyType({"model": None}),
+) -> Scores:
+    """One score a map. Quantus refuses maps that are constant: their score is `constant`.
+
+    Quantus works in place, here on the copy that `min_max` has made. It has the target at output
+    0, and no softmax: of a single output that would be 1 whatever the network says.
+    """
+    scores = np.full(len(attributions), constant)
+    varied = np.array([float(a.max()) > float(a.min()) for a in attributions])
+    if not varied.any():
+        return scores
+    maps = np.stack([min_max(a) for a, v in zip(attributions, varied, strict=True) if v])[:, None]
+    with _quantus() as quantus:
+        scores[varied] = getattr(quantus, metric)(**QUANTUS, **settings)(
+            x_batch=maps if images is None else images[varied],
+            y_batch=np.zeros(len(maps), int),
+            a_batch=maps,
+            channel_first=True,
+            softmax=False,
+            **call,
+        )
+    return scores
+
+
+@contextmanager
+def _quantus() -> Iterator[Any]:
+    """The library without what it warns of and prints; importing it takes seconds."""
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        warnings.simplefilter("ignore")
+        import quantus  # noqa: PLC0415
+
+        yield quantus
+
+
+@lru_cache(maxsize=1)
+def _resamples(patients: tuple[str, ...], seed: int, count: int) -> list[NDArray[np.intp]]:
+    """Row numbers of each resample; the figures of one table share them."""
+    _, owner = np.unique(np.asarray(patients), return_inverse=True)
+    rows = [np.flatnonzero(owner == i) for i in range(owner.max() + 1)]
+    generator = np.random.default_rng(seed)
+    return [
+        np.concatenate([rows[i] for i in generator.integers(len(rows), size=len(rows))])
+        for _ in range(count)
+    ]
+
+
 def bootstrap(
     statistic: Callable[[NDArray[np.intp]], float],
     patients: Sequence[str],
@@ -65,12 +207,6 @@ def bootstrap(
 
     statistic: takes row numbers. A resample where it is not defined (NaN) is left out.
     """
-    names = sorted(set(patients))
-    rows = {name: np.flatnonzero(np.asarray(patients) == name) for name in names}
-    generator = np.random.default_rng(seed)
-    found = []
-    for _ in range(resamples):
-        drawn = generator.integers(len(names), size=len(names))
-        found.append(statistic(np.concatenate([rows[names[i]] for i in drawn])))
+    found = [statistic(rows) for rows in _resamples(tuple(patients), seed, resamples)]
     low, high = np.nanpercentile(found, (2.5, 97.5))
     return float(low), float(high)

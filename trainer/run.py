@@ -97,9 +97,7 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
     return bundle
 
 
-def prepare(
-    config: TrainingConfig, places: Places, team: Team, progress: Progress
-) -> Prepared:
+def prepare(config: TrainingConfig, places: Places, team: Team, progress: Progress) -> Prepared:
     """Reads the tables, then the images into the cache, and builds the network."""
     dataset = find_cases(
         places.folders,
@@ -134,14 +132,14 @@ def load_split(
         skip_bad=places.skip_bad,
     )
     if examples.skipped:
-        progress.note(f"{split}: {len(examples.skipped)} images could not be read: "
-                      f"{', '.join(examples.skipped[:5])}")
+        progress.note(
+            f"{split}: {len(examples.skipped)} images could not be read: "
+            f"{', '.join(examples.skipped[:5])}"
+        )
     return examples
 
 
-def train_network(
-    prepared: Prepared, config: TrainingConfig, places: Places, stages: Run
-) -> None:
+def train_network(prepared: Prepared, config: TrainingConfig, places: Places, stages: Run) -> None:
     """Both stages; the target model's only where it is not given and not a feature extractor."""
     network, train, validation = prepared.network, prepared.train, prepared.validation
     if config.objective != "nem-u" and places.target_model is None:
@@ -266,9 +264,7 @@ def _recorder(
 def _draw_panel(
     path: Path, network: ExplainedNetwork, validation: Examples, thresholds: Thresholds
 ) -> None:
-    rows = np.concatenate(
-        [np.flatnonzero(validation.labels == label)[:SHOWN] for label in (1, 0)]
-    )
+    rows = np.concatenate([np.flatnonzero(validation.labels == label)[:SHOWN] for label in (1, 0)])
     images = validation.take(rows)
     answer, masks = soft_masks(network, images)
     titles = [
@@ -277,5 +273,3 @@ def _draw_panel(
         for row, p in zip(rows, answer[:, 0] if answer.ndim > 1 else answer, strict=True)
     ]
     report.draw_masks(path, images, titles, masks, thresholds.mask_threshold)
-
-

@@ -55,7 +55,7 @@ def read_weights(path: Path) -> Weights:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{path}: cannot be read as weights: {error}") from error
-    except Exception as error:  # noqa: BLE001 (torch raises pickle's errors and its own)
+    except Exception as error:
         raise TrainingError(
             f"{path}: not a file of weights alone ({type(error).__name__}); save a state dict: "
             "torch.save(model.state_dict(), FILE)"

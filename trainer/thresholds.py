@@ -64,9 +64,7 @@ class Thresholds:
     found: dict[str, Any]
 
 
-FIXED = Thresholds(
-    decision_threshold=0.0, mask_threshold=0.5, evidence_margin=-1.0, found={}
-)
+FIXED = Thresholds(decision_threshold=0.0, mask_threshold=0.5, evidence_margin=-1.0, found={})
 """Of a bundle that decides nothing: one that explains a representation or whatever is predicted."""
 
 

@@ -158,9 +158,7 @@ def fit(stage: Stage, examples: Examples, run: Run) -> None:
     run.progress.note(f"{stage.name}: best after epoch {standing.best_epoch}")
 
 
-def batches(
-    config: TrainingConfig, stage: str, epoch: int, count: int
-) -> list[NDArray[np.intp]]:
+def batches(config: TrainingConfig, stage: str, epoch: int, count: int) -> list[NDArray[np.intp]]:
     """The epoch's examples in batches, shuffled; a last one that is not full is left out."""
     order = shuffled((config.seed, stage, epoch), count)
     whole = count - count % config.batch if count >= config.batch else count

@@ -1,0 +1,197 @@
+"""Every attribution method against its library called directly, or against a known answer."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_network
+from torch.nn import functional as F
+
+from nemt_dicom.network import ExplainedNetwork
+from trainer.baselines import METHODS, SAMPLES, STEPS, mean_of_boxes
+from trainer.relax import random_masks, relax, u_relax
+
+SIDE = 96
+
+
+@pytest.fixture(scope="module")
+def network() -> ExplainedNetwork:
+    return random_network()
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """Twenty smooth images: more than one pass of `AT_ONCE`."""
+    coarse = torch.rand(20, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(coarse, size=SIDE, mode="bicubic").clamp(0, 1).numpy()
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_every_method_maps_every_image_and_repeats_itself(
+    key: str, network: ExplainedNetwork, images: np.ndarray
+) -> None:
+    method = METHODS[key]
+    maps = method.maps(network, images)
+    assert maps.shape == (len(images), SIDE, SIDE)
+    assert maps.dtype == np.float32
+    assert np.isfinite(maps).all()
+    assert maps.min() >= 0
+    before = np.random.get_state()[1].copy()
+    again = method.maps(network, images)
+    assert np.array_equal(again, maps)
+    assert np.array_equal(np.random.get_state()[1], before)  # nobody else's numbers are drawn
+    assert set(method.describe()) == {"name", "library", "settings"}
+    if method.library:
+        assert method.describe()["library"].startswith(f"{method.library} ")
+
+
+def test_no_weight_is_left_with_a_gradient(network: ExplainedNetwork, images: np.ndarray) -> None:
+    for method in METHODS.values():
+        method.maps(network, images[:2])
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_integrated_gradients_is_captums(network: ExplainedNetwork, images: np.ndarray) -> None:
+    from captum.attr import IntegratedGradients
+
+    x = torch.from_numpy(images[:3])
+    found = IntegratedGradients(lambda images: network.logits(images)[:, 1]).attribute(
+        x, baselines=0.0, n_steps=STEPS
+    )
+    expected = found.sum(dim=1).abs().numpy()
+    maps = METHODS["integrated_gradients"].maps(network, images[:3])
+    assert maps == pytest.approx(expected, abs=1e-6)
+
+
+def test_integrated_gradients_add_up_to_the_logit(
+    network: ExplainedNetwork, images: np.ndarray
+) -> None:
+    """Completeness, of the signed attributions of captum with these settings."""
+    from captum.attr import IntegratedGradients
+
+    x = torch.from_numpy(images[:3])
+    found = IntegratedGradients(network.logits).attribute(x, baselines=0.0, target=1, n_steps=500)
+    with torch.no_grad():
+        rise = (network.logits(x) - network.logits(torch.zeros_like(x)))[:, 1]
+    assert found.sum(dim=(1, 2, 3)).numpy() == pytest.approx(rise.numpy(), abs=0.05)
+
+
+def test_gradient_shap_is_captums(network: ExplainedNetwork, images: np.ndarray) -> None:
+    from captum.attr import GradientShap
+
+    x = torch.from_numpy(images[:3])
+    state = np.random.get_state()
+    np.random.seed(0)
+    found = GradientShap(lambda images: network.logits(images)[:, 1]).attribute(
+        x, baselines=torch.zeros(1, 1, SIDE, SIDE), n_samples=SAMPLES
+    )
+    np.random.set_state(state)
+    expected = found.sum(dim=1).abs().numpy()
+    maps = METHODS["gradient_shap"].maps(network, images[:3])
+    assert maps == pytest.approx(expected, abs=1e-6)
+
+
+def test_grad_cam_is_its_librarys(network: ExplainedNetwork, images: np.ndarray) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pytorch_grad_cam import GradCAMPlusPlus
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    x = network.normalise(torch.from_numpy(images[:3])).requires_grad_(True)
+    layer = network.target_model.blocks[-1]
+    with GradCAMPlusPlus(model=network.target_model, target_layers=[layer]) as cam:
+        expected = cam(input_tensor=x, targets=[ClassifierOutputTarget(1)] * 3)
+    maps = METHODS["gradcam++"].maps(network, images[:3])
+    assert maps == pytest.approx(expected, abs=1e-6)
+
+
+def test_nemt_is_the_explanation_modules_mask(
+    network: ExplainedNetwork, images: np.ndarray
+) -> None:
+    with torch.no_grad():
+        _, masks = network.explain(torch.from_numpy(images[:3]))
+    assert METHODS["nemt"].maps(network, images[:3]) == pytest.approx(masks[:, 0].numpy(), abs=1e-6)
+
+
+def test_what_ignores_the_image(network: ExplainedNetwork, images: np.ndarray) -> None:
+    blob = METHODS["centred_blob"].maps(network, images)
+    assert (blob == blob[:1]).all()
+    assert blob[0] == pytest.approx(blob[0, ::-1, ::-1])  # centred
+    assert blob[0, SIDE // 2, SIDE // 2] == blob.max()
+    assert blob[0, SIDE // 2, 0] == pytest.approx(np.exp(-2), rel=0.05)
+    noise = METHODS["random"].maps(network, images)
+    assert not np.array_equal(noise[0], noise[1])
+    boxes = np.zeros((2, SIDE, SIDE), bool)
+    boxes[0, :10], boxes[1, :20] = True, True
+    mean = mean_of_boxes(list(boxes))
+    maps = mean.maps(network, images)
+    assert maps.shape == (len(images), SIDE, SIDE)
+    assert [maps[3, row, 0] for row in (5, 15, 25)] == [1.0, 0.5, 0.0]
+    assert "2 images" in mean.settings
+
+
+PATCH = (slice(40, 56), slice(8, 24))
+
+
+def of_the_patch(images: torch.Tensor) -> torch.Tensor:
+    """An embedding that looks at one patch only, pooled to 4 x 4, and has a constant part."""
+    patch = F.adaptive_avg_pool2d(images[..., *PATCH], 4).flatten(1)
+    return torch.cat([patch, torch.ones(len(patch), 1)], dim=1)
+
+
+def test_relax_finds_the_only_patch_that_matters(images: np.ndarray) -> None:
+    importance, uncertainty = relax(of_the_patch, images[:3] * 0.5 + 0.5, masks=1000)
+    assert importance.shape == uncertainty.shape == (3, SIDE, SIDE)
+    for found in importance:
+        highest = np.unravel_index(found.argmax(), found.shape)
+        assert all(edge.start <= i < edge.stop for i, edge in zip(highest, PATCH, strict=True))
+        far = found[:, 60:]
+        assert found[PATCH].mean() > far.mean() + 5 * far.std()
+
+
+def test_relax_is_its_two_means(images: np.ndarray) -> None:
+    """The running sums against the two estimators written out, with all masks at hand."""
+    importance, uncertainty = relax(of_the_patch, images[:1], masks=60, seed=3, batch=20)
+    generator = torch.Generator().manual_seed(3)
+    masks = torch.cat([random_masks(20, SIDE, generator) for _ in range(3)])
+    x = torch.from_numpy(images[:1])
+    similarity = F.cosine_similarity(of_the_patch(x * masks), of_the_patch(x)).double()
+    s, m = similarity.view(-1, 1, 1), masks[:, 0].double()
+    expected = (s * m).sum(0) / m.sum(0)
+    spread = ((s - expected) ** 2 * m).sum(0) / m.sum(0)
+    assert importance[0] == pytest.approx(expected.numpy(), abs=1e-6)
+    assert uncertainty[0] == pytest.approx(spread.numpy(), abs=1e-6)
+
+
+def test_u_relax_keeps_the_certain_half(images: np.ndarray) -> None:
+    importance, uncertainty = relax(of_the_patch, images[:2], masks=200)
+    kept = u_relax(importance, uncertainty)
+    for k, r, u in zip(kept, importance, uncertainty, strict=True):
+        assert (k > 0).mean() == pytest.approx(0.5, abs=0.01)
+        assert (k[u < np.median(u)] == r[u < np.median(u)]).all()
+        assert (k[u >= np.median(u)] == 0).all()
+    assert (u_relax(importance, uncertainty, gamma=0) == 0).all()
+
+
+def test_relax_of_what_no_mask_changes_is_one_and_certain(images: np.ndarray) -> None:
+    importance, uncertainty = relax(lambda x: torch.ones(len(x), 3), images[:1], masks=30)
+    assert importance == pytest.approx(1.0)
+    assert uncertainty == pytest.approx(0.0, abs=1e-6)
+
+
+def test_relax_takes_an_equal_seed_and_any_batch(images: np.ndarray) -> None:
+    three = np.repeat(images[:1], 3, axis=1)  # colour images too
+    first = relax(lambda x: x.mean(dim=(2, 3)), three, masks=40, seed=1)
+    again = relax(lambda x: x.mean(dim=(2, 3)), three, masks=40, seed=1)
+    other = relax(lambda x: x.mean(dim=(2, 3)), three, masks=40, seed=2)
+    assert np.array_equal(first, again)
+    assert first[0].shape == (1, SIDE, SIDE)
+    assert not np.array_equal(first[1], other[1])
+
+
+def test_masks_show_half_of_every_pixel() -> None:
+    masks = random_masks(2000, 64, torch.Generator().manual_seed(0))
+    assert masks.shape == (2000, 1, 64, 64)
+    assert 0 <= float(masks.min()) < float(masks.max()) <= 1
+    assert masks.mean(dim=0).numpy() == pytest.approx(0.5, abs=0.05)
