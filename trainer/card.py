@@ -133,16 +133,16 @@ def _figures(metrics: dict[str, Any]) -> str:
     if "localisation" not in metrics:
         return text
     return (
-        f"{text}\n\nTest images with the target and with ground truth (boxes or lesion masks), which "
-        f"covers {metrics['box_share']:.1%} of them. All "
+        f"{text}\n\nTest images with the target and with ground truth (boxes or lesion masks), "
+        f"which covers {metrics['box_share']:.1%} of them. All "
         "methods explain the same output of the same classifier; each map is min-max normalised. "
         "Mass: share of the map inside it. Rank: share of the k highest pixels inside, k "
         "its area. Complexity, sparseness and faithfulness are Quantus' (faithfulness: 56 "
         "steps, removed pixels black; not defined, and left out, where the map is constant or p "
         "does not change). Seconds: one image at a time, warm, in one run.\n\n"
         f"{localisation_table(metrics)}\n\n*Own less others*: less the score of the other "
-        "images' maps on the same ground truth, which is 0 for a map that ignores the image. Differences "
-        "are paired by image.\n\n"
+        "images' maps on the same ground truth, which is 0 for a map that ignores the image. "
+        "Differences are paired by image.\n\n"
         f"{differences_table(metrics)}\n\nMethods:\n\n{methods_list(metrics)}"
     )
 

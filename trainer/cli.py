@@ -248,8 +248,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("nemt-train: stopped; the same command with --resume goes on", file=sys.stderr)
         return 130
-    if text:
-        Console().print(Markdown(text))
+    screen = Console()
+    if text and screen.is_terminal:
+        screen.print(Markdown(text))
+    elif text:
+        print(text)  # tables that paste into a report
     return 0
 
 

@@ -262,4 +262,4 @@ def draw_ablation(path: Path, rows: dict[str, Any]) -> None:
 
 def tensorboard_writer(folder: Path) -> SummaryWriter:
     """Writes events for TensorBoard."""
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))
