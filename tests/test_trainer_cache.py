@@ -215,6 +215,14 @@ def test_one_file_read_as_two_kinds(tmp_path: Path, cache: Path) -> None:
     require_exact(load([case], cache))
 
 
+def test_the_cache_does_not_hide_that_a_file_is_of_the_wrong_kind(
+    cases: tuple[Case, ...], cache: Path
+) -> None:
+    load(cases, cache)
+    with pytest.raises(DataError, match="cannot be read as a radiograph"):
+        load([replace(cases[40], kind="dicom")], cache)
+
+
 @pytest.mark.parametrize("change", [{"size": 64}, {"low_percentile": 1.0}])
 def test_another_preprocessing_decodes_anew(
     cases: tuple[Case, ...], cache: Path, monkeypatch: pytest.MonkeyPatch, change
@@ -404,7 +412,7 @@ TAILS = {
              "orientation": ["L", "F"]}
         ).encode() + b"\n",
     ),
-    "zeros of a power cut": ("index.jsonl", b"\0" * 200 + b"\n"),
+    "zeros of a power cut": ("index.jsonl", b"\0" * 20000 + b"\n"),
 }  # fmt: skip
 
 
