@@ -1,6 +1,7 @@
 """A training example and the served tensor of the same file are bit-identical."""
 
 from collections.abc import Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from synthetic_sets import write_csv_set, write_nih, write_rsna
+from synthetic_sets import write_csv_set, write_ham, write_nih, write_rsna
 
 from nemt_dicom.bundle import Bundle
 from nemt_dicom.config import ExplanationSettings, InputSettings
@@ -56,8 +57,10 @@ def require_no_skew(cases: Sequence[Case], explainer: Explainer, seen: list[np.n
     for case, example in zip(cases, examples.images, strict=True):
         if case.kind == "dicom":
             radiograph = read_source(case.path, InputSettings()).radiograph
-        else:
+        elif case.kind == "picture":
             radiograph = Radiograph.from_picture(case.path)
+        else:
+            radiograph = Radiograph.from_photograph(case.path)
         (served,) = served_tensors(explainer, [radiograph], seen)
         assert served.dtype == example.dtype == np.float32
         assert served.tobytes() == example.tobytes(), case.path.name
@@ -71,6 +74,14 @@ def test_synthetic_files(tmp_path: Path, explainer: Explainer, seen: list[np.nda
     ]
     cases = find_cases(folders, target="pneumonia", validation_share=0.4).cases
     assert {case.kind for case in cases} == {"dicom", "picture"}
+    require_no_skew(cases, explainer, seen)
+
+
+@pytest.mark.parametrize("layout", [write_ham, partial(write_csv_set, kind="photograph")])
+def test_photographs(tmp_path: Path, explainer: Explainer, seen, layout) -> None:
+    folder = layout(tmp_path / "photographs")
+    cases = find_cases([folder], target="melanoma", validation_share=0.3).cases
+    assert {case.kind for case in cases} == {"photograph"}
     require_no_skew(cases, explainer, seen)
 
 
@@ -100,3 +111,10 @@ def test_real_files(real_data: Path, explainer: Explainer, seen: list[np.ndarray
     chosen = [case for case in cases if case.source == "RSNA"][::10]
     chosen += [case for case in cases if case.source == "NIH"][::40]
     require_no_skew(chosen, explainer, seen)
+
+
+@pytest.mark.realdata
+def test_real_photographs(real_data: Path, explainer: Explainer, seen: list[np.ndarray]) -> None:
+    folders = [real_data / "ham10000-mini"]
+    cases = find_cases(folders, target="melanoma", validation_share=0.15).cases
+    require_no_skew(cases[::40], explainer, seen)

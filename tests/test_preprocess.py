@@ -240,6 +240,54 @@ def test_all_valid_equals_no_mask() -> None:
     assert np.array_equal(preprocessing(without)[0], preprocessing(masked)[0])
 
 
+def coloured(shape: tuple[int, int]) -> Radiograph:
+    """A photograph whose channels are three scenes of different brightness."""
+    random = np.random.default_rng(3)
+    pixels = random.random((*shape, 3), np.float32) * np.float32([0.4, 0.7, 0.9])
+    return Radiograph(pixels=pixels, valid=None, orientation=UPRIGHT, source_kind="photograph")
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (200, 150), (64, 64)])
+def test_each_channel_of_a_photograph_lies_where_a_grey_image_would(shape) -> None:
+    photograph = coloured(shape)
+    plain = Preprocessing(size=64, low_percentile=0, high_percentile=100)
+    tensor, geometry = plain(photograph)
+    assert (geometry.rows, geometry.columns) == shape
+    assert (tensor.shape, tensor.dtype) == ((3, 64, 64), np.float32)
+    inside = geometry.inside()
+    moved = [geometry.to_model(photograph.pixels[..., channel]) for channel in range(3)]
+    low = min(channel[inside].min() for channel in moved)
+    high = max(channel[inside].max() for channel in moved)
+    for channel, expected in zip(tensor, moved, strict=True):
+        stretched = (expected - low) / (high - low)
+        assert np.abs(channel - stretched)[inside].max(initial=0) < 1e-6
+        assert not channel[~inside].any()
+
+
+def test_percentiles_of_a_photograph_keep_its_colours() -> None:
+    """All channels are stretched alike: a red image stays red."""
+    pixels = np.zeros((64, 64, 3), np.float32) + np.float32([0.8, 0.4, 0.2])
+    pixels[0, 0], pixels[0, 1] = 0.0, 1.0
+    red = Radiograph(pixels=pixels, valid=None, orientation=UPRIGHT, source_kind="photograph")
+    tensor, _ = Preprocessing(size=64, low_percentile=0, high_percentile=100)(red)
+    assert tensor[:, 32, 32] == pytest.approx([0.8, 0.4, 0.2], abs=1e-6)
+
+
+def test_a_grey_photograph_equals_the_radiograph() -> None:
+    grey = scene.scene().astype(np.float32)
+    radiograph = Radiograph(pixels=grey, valid=None, orientation=UPRIGHT, source_kind="picture")
+    three = Radiograph(
+        pixels=np.stack([grey] * 3, axis=-1),
+        valid=None,
+        orientation=UPRIGHT,
+        source_kind="photograph",
+    )
+    preprocessing = Preprocessing(size=64, low_percentile=0, high_percentile=100)
+    tensor = preprocessing(radiograph)[0]
+    assert tensor.shape == (1, 64, 64)
+    assert np.array_equal(preprocessing(three)[0], np.repeat(tensor, 3, axis=0))
+
+
 def test_manifest_round_trip() -> None:
     preprocessing = Preprocessing(size=224, low_percentile=0.5, high_percentile=99.5)
     assert Preprocessing.from_manifest(preprocessing.to_manifest()) == preprocessing

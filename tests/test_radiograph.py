@@ -647,6 +647,68 @@ def test_picture_that_cannot_be_used(tmp_path: Path, prepare: Callable[[Path], o
         Radiograph.from_picture(path)
 
 
+# --- photographs ---
+
+
+def photograph() -> np.ndarray:
+    """(40, 60, 3) uint8 whose rows, columns and channels all differ."""
+    y, x = np.mgrid[0:40, 0:60]
+    return np.stack([40 + 3 * y, 3 * x, np.full((40, 60), 90)], axis=-1).astype(np.uint8)
+
+
+def test_photograph_is_shown_as_it_is(tmp_path: Path) -> None:
+    """Colours are neither mixed nor stretched."""
+    path = tmp_path / "skin.png"
+    Image.fromarray(photograph()).save(path)
+    radiograph = Radiograph.from_photograph(path)
+    assert (radiograph.source_kind, radiograph.orientation) == ("photograph", UPRIGHT)
+    assert radiograph.valid is None
+    assert radiograph.pixels.dtype == np.float32
+    assert np.array_equal(radiograph.pixels, photograph().astype(np.float32) / np.float32(255))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_photograph_of_another_mode_is_read_in_colour(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "skin.tiff"
+    Image.fromarray(photograph()).convert(mode).save(path)
+    assert Radiograph.from_photograph(path).pixels.shape == (40, 60, 3)
+
+
+def test_photograph_of_a_camera_held_sideways(tmp_path: Path) -> None:
+    path = tmp_path / "skin.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: turn by 90 degrees clockwise to show
+    Image.fromarray(photograph()).save(path, exif=exif)
+    shown = np.rot90(photograph(), -1)
+    assert np.array_equal(np.rint(Radiograph.from_photograph(path).pixels * 255), shown)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        pytest.param(lambda path: None, id="missing"),
+        pytest.param(lambda path: path.write_bytes(b"no picture"), id="no-picture"),
+        pytest.param(lambda path: Image.new("RGB", (40, 40), (9, 9, 9)).save(path), id="one-value"),
+        pytest.param(lambda path: Image.new("I;16", (40, 40), 9).save(path), id="16-bit"),
+        pytest.param(spoilt_picture, id="spoilt"),
+    ],
+)
+def test_photograph_that_cannot_be_used(tmp_path: Path, prepare: Callable[[Path], object]) -> None:
+    path = tmp_path / "picture.png"
+    prepare(path)
+    with pytest.raises(DataError, match=r"picture\.png"):
+        Radiograph.from_photograph(path)
+
+
+def test_picture_far_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(photograph()).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for read_file in (Radiograph.from_photograph, Radiograph.from_picture):
+        with pytest.raises(DataError, match=r"picture\.png: cannot be read"):
+            read_file(path)
+
+
 # --- real radiographs ---
 
 

@@ -285,12 +285,11 @@ def test_where_rsna_has_an_image_nihs_row_is_dropped(
     if known_from == "mapping":
         write_mapping(rsna, {k: v if v in shared else "00000300_000.png" for k, v in names.items()})
     else:
-        change = {"nih_image": ""}
 
         def add(rows) -> None:
             for row in rows:
                 name = names[row["patientId"]]
-                row |= change | ({"nih_image": name} if name in shared else {})
+                row.update(nih_image=name if name in shared else "")
 
         edit(rsna / "splits.csv", add)
     found = find(nih, rsna)
@@ -535,7 +534,7 @@ def test_contradictions_in_csv_tables(own: Path, change, message: str) -> None:
         (b"path,label,patient_id\n", "is empty"),
         (b"path;label;patient_id\na;1;b\n", "lacks the column 'path'; it has path;label"),
         (b"path,label,patient_id\na,1,b,c\n", "more values than there are columns"),
-        (b"path,label,patient_id\na\n", "label is '', not 0 or 1"),
+        (b"path,label,patient_id\na\n", "a has no patient_id"),
         (b"path,label,patient_id\n\xff,1,b\n", "cannot be read"),
     ],
 )
@@ -609,11 +608,10 @@ def test_the_real_photographs(real_data: Path, target: str) -> None:
     assert {case.class_index for case in found.cases} == set(range(7))
     require_disjoint(found)
     darker = []
-    for case in found.cases[::60]:
-        region = read_truth(case, geometry(case))
+    for case in found.cases[::20]:
+        tensor, frame = PREPROCESSING(read_radiograph(case))
+        region = read_truth(case, frame)
         assert region is not None
-        tensor, _ = PREPROCESSING(read_radiograph(case))
-        darker.append(
-            tensor[:, region].mean() < tensor[:, ~region & geometry(case).inside()].mean()
-        )
-    assert np.mean(darker) > 0.9
+        skin = frame.inside() & ~region
+        darker.append(tensor[:, region].mean() < tensor[:, skin].mean())
+    assert np.mean(darker) > 0.8
