@@ -179,8 +179,10 @@ def _batches(network: ExplainedNetwork, images: Images) -> Iterator[Tensor]:
 def _absolute_sum(attributions: Sequence[Any]) -> Maps:
     """(B, C, S, S) each -> |sum over channels|, (N, S, S).
 
-    The absolute value is the paper's: signed maps, min-max normalised, lie around a grey middle
-    and have a sparseness near 0.1, positive parts one above 0.7; its table has 0.59 for both.
+    The absolute value is the paper's: of the bundle's maps on RSNA test images, min-max
+    normalised, it has a sparseness of 0.59 and a complexity of 10.18, where the paper's table has
+    0.590 and 10.165. Signed maps lie around a grey middle (0.02, 10.82), and positive parts are
+    sparser than the paper's (0.79, 9.49).
     """
     together = torch.cat([part.detach() for part in attributions]).sum(dim=1).abs()
     return together.cpu().numpy().astype(np.float32)
