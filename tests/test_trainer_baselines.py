@@ -9,7 +9,8 @@ from conftest import random_network
 from torch.nn import functional as F
 
 from nemt_dicom.network import ExplainedNetwork
-from trainer.baselines import METHODS, SAMPLES, STEPS, mean_of_boxes
+from trainer import baselines
+from trainer.baselines import METHODS, mean_of_boxes
 from trainer.relax import random_masks, relax, u_relax
 
 SIDE = 96
@@ -22,9 +23,15 @@ def network() -> ExplainedNetwork:
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    """Twenty smooth images: more than one pass of `AT_ONCE`."""
-    coarse = torch.rand(20, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    """Ten smooth images: more than one pass of `AT_ONCE`."""
+    coarse = torch.rand(10, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     return F.interpolate(coarse, size=SIDE, mode="bicubic").clamp(0, 1).numpy()
+
+
+def same(maps: np.ndarray, expected: np.ndarray) -> None:
+    """Equal but for the rounding of passes of another size, whatever the scale of a map."""
+    assert expected.max() > 0
+    assert np.abs(maps - expected).max() <= 1e-5 * expected.max()
 
 
 @pytest.mark.parametrize("key", METHODS)
@@ -32,15 +39,17 @@ def test_every_method_maps_every_image_and_repeats_itself(
     key: str, network: ExplainedNetwork, images: np.ndarray
 ) -> None:
     method = METHODS[key]
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
     maps = method.maps(network, images)
     assert maps.shape == (len(images), SIDE, SIDE)
     assert maps.dtype == np.float32
     assert np.isfinite(maps).all()
     assert maps.min() >= 0
-    before = np.random.get_state()[1].copy()
-    again = method.maps(network, images)
-    assert np.array_equal(again, maps)
-    assert np.array_equal(np.random.get_state()[1], before)  # nobody else's numbers are drawn
+    assert np.array_equal(np.random.get_state()[1], before[0])  # nobody else's numbers are drawn
+    assert torch.equal(torch.get_rng_state(), before[1])
+    np.random.random()
+    torch.rand(1)
+    assert np.array_equal(method.maps(network, images), maps)  # whatever was drawn before
     assert set(method.describe()) == {"name", "library", "settings"}
     if method.library:
         assert method.describe()["library"].startswith(f"{method.library} ")
@@ -52,16 +61,21 @@ def test_no_weight_is_left_with_a_gradient(network: ExplainedNetwork, images: np
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_integrated_gradients_is_captums(network: ExplainedNetwork, images: np.ndarray) -> None:
+def test_integrated_gradients_is_captums(
+    network: ExplainedNetwork, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few steps, for the quadrature soon gives the same whatever their number."""
     from captum.attr import IntegratedGradients
 
+    assert baselines.STEPS == 50
+    monkeypatch.setattr(baselines, "STEPS", 3)
     x = torch.from_numpy(images[:3])
     found = IntegratedGradients(lambda images: network.logits(images)[:, 1]).attribute(
-        x, baselines=0.0, n_steps=STEPS
+        x, baselines=0.0, n_steps=3
     )
     expected = found.sum(dim=1).abs().numpy()
     maps = METHODS["integrated_gradients"].maps(network, images[:3])
-    assert maps == pytest.approx(expected, abs=1e-6)
+    same(maps, expected)
 
 
 def test_integrated_gradients_add_up_to_the_logit(
@@ -71,7 +85,7 @@ def test_integrated_gradients_add_up_to_the_logit(
     from captum.attr import IntegratedGradients
 
     x = torch.from_numpy(images[:3])
-    found = IntegratedGradients(network.logits).attribute(x, baselines=0.0, target=1, n_steps=500)
+    found = IntegratedGradients(network.logits).attribute(x, baselines=0.0, target=1, n_steps=100)
     with torch.no_grad():
         rise = (network.logits(x) - network.logits(torch.zeros_like(x)))[:, 1]
     assert found.sum(dim=(1, 2, 3)).numpy() == pytest.approx(rise.numpy(), abs=0.05)
@@ -84,12 +98,12 @@ def test_gradient_shap_is_captums(network: ExplainedNetwork, images: np.ndarray)
     state = np.random.get_state()
     np.random.seed(0)
     found = GradientShap(lambda images: network.logits(images)[:, 1]).attribute(
-        x, baselines=torch.zeros(1, 1, SIDE, SIDE), n_samples=SAMPLES
+        x, baselines=torch.zeros(1, 1, SIDE, SIDE), n_samples=5
     )
     np.random.set_state(state)
     expected = found.sum(dim=1).abs().numpy()
     maps = METHODS["gradient_shap"].maps(network, images[:3])
-    assert maps == pytest.approx(expected, abs=1e-6)
+    same(maps, expected)
 
 
 def test_grad_cam_is_its_librarys(network: ExplainedNetwork, images: np.ndarray) -> None:
@@ -103,7 +117,7 @@ def test_grad_cam_is_its_librarys(network: ExplainedNetwork, images: np.ndarray)
     with GradCAMPlusPlus(model=network.target_model, target_layers=[layer]) as cam:
         expected = cam(input_tensor=x, targets=[ClassifierOutputTarget(1)] * 3)
     maps = METHODS["gradcam++"].maps(network, images[:3])
-    assert maps == pytest.approx(expected, abs=1e-6)
+    same(maps, expected)
 
 
 def test_nemt_is_the_explanation_modules_mask(

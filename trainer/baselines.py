@@ -33,8 +33,8 @@ STEPS = 50
 """Integrated Gradients: points on the path, captum's default and the paper's time of 0.049 s."""
 SAMPLES = 5
 """GradientSHAP: points on the path, captum's and Quantus' default."""
-AT_ONCE = 16
-"""Images in one pass; memory grows with it, the maps do not change beyond rounding."""
+AT_ONCE = 8
+"""Images in one pass (GradientSHAP: times `SAMPLES`, and its draws follow it): bounds memory."""
 SEED = 0
 
 
@@ -214,8 +214,10 @@ def _batches(network: ExplainedNetwork, images: Images) -> Iterator[Tensor]:
 def _absolute_sum(attributions: Sequence[Any]) -> Maps:
     """(B, C, S, S) each -> |sum over channels|, (N, S, S).
 
-    The absolute value is the paper's: signed maps, min-max normalised, lie around a grey middle
-    and have a sparseness near 0.1, positive parts one above 0.7; its table has 0.59 for both.
+    The absolute value is the paper's: of the bundle's maps on RSNA test images, min-max
+    normalised, it has a sparseness of 0.59 and a complexity of 10.18, where the paper's table has
+    0.590 and 10.165. Signed maps lie around a grey middle (0.02, 10.82), and positive parts are
+    sparser than the paper's (0.79, 9.49).
     """
     together = torch.cat([part.detach() for part in attributions]).sum(dim=1).abs()
     return together.cpu().numpy().astype(np.float32)
