@@ -17,21 +17,45 @@ Features = list[Tensor]
 UNET_WIDTHS = (256, 128, 64, 32, 16)
 """Channels of the paper's decoder, coarse to fine."""
 
+FIRST_GAIN = 0.5
+"""Gain before training."""
+
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "group": lambda channels: nn.GroupNorm(8, channels),
 }
 
 
-class LightDecoder(nn.Module):
+class Decoder(nn.Module):
+    """What every decoder has.
+
+    gain: how much the mask's logits rise with the log odds of the output explained, learnt; None
+    where the mask is told nothing of the prediction.
+    """
+
+    def __init__(self, *, follows: bool) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(FIRST_GAIN)) if follows else None
+
+    def mask(self, images: Tensor, features: Features, log_odds: Tensor | None) -> Tensor:
+        """(B, 3, S, S), the features and log odds (B,) -> the mask before smoothing, in [0, 1]."""
+        logits: Tensor = self(images, features)
+        if self.gain is not None and log_odds is not None:
+            logits = logits + self.gain * log_odds.detach().view(-1, 1, 1, 1)
+        return torch.sigmoid(logits)
+
+
+class LightDecoder(Decoder):
     """Encoder features -> one mask logit a pixel, with about 0.1 M parameters.
 
     Each stage from stride 4 on is projected to `width` channels and summed top-down; the logits
     at stride 4 are upsampled once, for the smoothing blurs finer detail away anyway.
     """
 
-    def __init__(self, channels: list[int], reductions: list[int], width: int, norm: Norm) -> None:
-        super().__init__()
+    def __init__(
+        self, channels: list[int], reductions: list[int], width: int, norm: Norm, *, follows: bool
+    ) -> None:
+        super().__init__(follows=follows)
         self.first = next(i for i, reduction in enumerate(reductions) if reduction >= 4)
         used = channels[self.first :]
         self.project = nn.ModuleList(nn.Conv2d(c, width, 1, bias=False) for c in used)
@@ -68,15 +92,15 @@ class _MixBlock(nn.Module):
         return mixed
 
 
-class UNetDecoder(nn.Module):
+class UNetDecoder(Decoder):
     """The paper's decoder (section 4.2): a U-Net on every stage and on the image itself.
 
     Each block upsamples to the next finer map (nearest), joins it, and has two 3 x 3 convolutions
     with norm and SiLU; 256, 128, 64, 32 and 16 channels. 9.0 M parameters on ResNet-50.
     """
 
-    def __init__(self, channels: list[int], norm: Norm) -> None:
-        super().__init__()
+    def __init__(self, channels: list[int], norm: Norm, *, follows: bool) -> None:
+        super().__init__(follows=follows)
         if len(channels) > len(UNET_WIDTHS):
             raise ValueError(f"a U-Net decoder takes {len(UNET_WIDTHS)} stages at most")
         joined = [*channels[-2::-1], 3]  # coarse to fine, then the image

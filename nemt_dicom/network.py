@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nemt_dicom.decoders import LightDecoder, NeighbourhoodAveraging, Norm, UNetDecoder
+from nemt_dicom.decoders import Decoder, LightDecoder, NeighbourhoodAveraging, Norm, UNetDecoder
 
 Fill = Literal["black", "mean", "blur"]
 """What takes the place of removed pixels."""
@@ -41,6 +41,7 @@ class Architecture:
     pixel_mean, pixel_std: normalisation of the backbone's input.
     decoder: "light" or "unet", the paper's. decoder_width: channels of the light one.
     neighbourhood: side of the smoothing window; 1 is no smoothing.
+    follows: whether the mask is told the log odds of the output explained.
     """
 
     backbone: str
@@ -55,9 +56,12 @@ class Architecture:
     decoder_width: int
     decoder_norm: Norm
     neighbourhood: int
+    follows: bool
 
     def __post_init__(self) -> None:
         if self.explains == REPRESENTATION:
+            if self.follows:
+                raise ValueError("a representation has no log odds that a mask could follow")
             if (self.target, self.activation, self.outputs) != (REPRESENTATION, "none", ()):
                 raise ValueError("a network that explains its representation has no other target")
         elif self.target not in self.outputs:
@@ -83,6 +87,13 @@ def _feature_shapes(target_model: Any) -> tuple[list[int], list[int]]:
     return [f.shape[1] for f in features], [round(side / f.shape[-1]) for f in features]
 
 
+def _decoder(architecture: Architecture, channels: list[int], reductions: list[int]) -> Decoder:
+    norm, follows = architecture.decoder_norm, architecture.follows
+    if architecture.decoder == "unet":
+        return UNetDecoder(channels, norm, follows=follows)
+    return LightDecoder(channels, reductions, architecture.decoder_width, norm, follows=follows)
+
+
 class ExplainedNetwork(nn.Module):
     """Target model and explanation module.
 
@@ -102,14 +113,7 @@ class ExplainedNetwork(nn.Module):
             pretrained=False,
             num_classes=len(architecture.outputs) or architecture.embedding,
         )
-        channels, reductions = _feature_shapes(self.target_model)
-        self.explanation_module: nn.Module = (
-            UNetDecoder(channels, architecture.decoder_norm)
-            if architecture.decoder == "unet"
-            else LightDecoder(
-                channels, reductions, architecture.decoder_width, architecture.decoder_norm
-            )
-        )
+        self.explanation_module = _decoder(architecture, *_feature_shapes(self.target_model))
         self.smoothing = NeighbourhoodAveraging(architecture.neighbourhood)
         mean, std = torch.tensor(architecture.pixel_mean), torch.tensor(architecture.pixel_std)
         self.register_buffer("pixel_mean", mean.view(1, 3, 1, 1), persistent=False)
@@ -167,7 +171,8 @@ class ExplainedNetwork(nn.Module):
         x = self.normalise(images)
         last, features = self.target_model.forward_intermediates(x)
         logits: Tensor = self.target_model.forward_head(last)
-        mask = torch.sigmoid(self.explanation_module(x, features))
+        log_odds = self.log_odds(logits) if self.architecture.follows else None
+        mask = self.explanation_module.mask(x, features, log_odds)
         return logits, self.smoothing(mask, kernels)
 
     def explain(self, images: Tensor) -> tuple[Tensor, Tensor]:

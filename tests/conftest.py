@@ -77,6 +77,7 @@ def random_network(
                 decoder_width=16,
                 decoder_norm="batch",
                 neighbourhood=neighbourhood,
+                follows=False,
             )
         )
         head = network.target_model.get_classifier()

@@ -32,7 +32,16 @@ AREA_WEIGHTS = (1.0, 0.66, 0.5, 0.4, 0.33)
 NEIGHBOURHOODS = (14, 17, 21, 24, 28)
 BASE = "λ₁ 0.5, 21 x 21"
 
-PAPERS = ("area_weight", "area_warmup", "response", "exponent", "fall_only", "fill")
+PAPERS = (
+    "area_weight",
+    "area_warmup",
+    "response",
+    "exponent",
+    "fall_only",
+    "fill",
+    "scaled",
+    "follows",
+)
 """What every variant takes from the preset "paper"."""
 
 
@@ -54,6 +63,8 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
     A second call with the same `places.out` computes only what is missing. Raises `DataError` where
     no test image has ground truth.
     """
+    recipes = variants(config)
+    config = recipes[BASE]
     make_repeatable(config)
     places.out.mkdir(parents=True, exist_ok=True)
     team = Team.join(config.device)
@@ -84,7 +95,7 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
         stage = ClassifierStage(prepared.network, prepared.train, prepared.validation, config)
         fit(stage, prepared.train, stages("target-model"))
     found: dict[str, Any] = {}
-    for name, recipe in variants(config).items():
+    for name, recipe in recipes.items():
         path = places.out / f"{_file_name(name)}.json"
         if not path.is_file():
             row = _measure(prepared, recipe, stages, test, rows, regions, progress)
@@ -115,7 +126,9 @@ def _measure(
             reset()
     shared = stages("variant")
     shared.config, shared.goes_on = recipe, False
-    stage = ExplanationStage(network, prepared.validation, recipe, collapse_ends=False)
+    stage = ExplanationStage(
+        network, prepared.train, prepared.validation, recipe, collapse_ends=False
+    )
     fit(stage, prepared.train, shared)
     shared.checkpoints.path.unlink(missing_ok=True)
     images = test.take(rows)

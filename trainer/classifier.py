@@ -131,9 +131,9 @@ class _ClassifierLoss(nn.Module):
         self.target_model = network.target_model
         self._network = [network]  # in a list: its explanation module is not trained here
         self._config = config
-        self._labels = torch.from_numpy(train.labels)
         self._classes = torch.from_numpy(train.classes)
-        self._weights = torch.from_numpy(balance(train))
+        labels, weights = targets(train, network.architecture.outputs, config)
+        self._labels, self._weights = torch.from_numpy(labels), torch.from_numpy(weights)
 
     def forward(self, batch: Batch) -> Losses:
         network, config = self._network[0], self._config
@@ -143,17 +143,17 @@ class _ClassifierLoss(nn.Module):
         if config.occlusion:
             x = occlude(x, batch.draws)
         logits = network.logits(x).float()
-        weight, rows = self._weights[batch.rows].to(x.device), batch.rows
+        rows = batch.rows
+        weights = self._weights[rows].to(x.device)  # (b, outputs)
         if network.architecture.activation == "softmax":
             classes = self._classes[rows].to(x.device)
             smoothing = 2 * config.label_smoothing  # as much as a sigmoid's, between two ends
             loss = F.cross_entropy(logits, classes, label_smoothing=smoothing, reduction="none")
-        else:
-            y = self._labels[rows].to(x.device)
-            smooth = y * (1 - 2 * config.label_smoothing) + config.label_smoothing
-            own = logits[:, network.target_index]
-            loss = F.binary_cross_entropy_with_logits(own, smooth, reduction="none")
-        return Losses(loss=weight * loss, figures={})
+            return Losses(loss=weights[:, 0] * loss, figures={})
+        labels = self._labels[rows].to(x.device)
+        smooth = labels * (1 - 2 * config.label_smoothing) + config.label_smoothing
+        loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
+        return Losses(loss=(weights * loss).sum(dim=1), figures={})
 
 
 @torch.inference_mode()
@@ -176,6 +176,28 @@ def balance(examples: Examples) -> NDArray[np.float32]:
     ]
     size = {group: groups.count(group) for group in set(groups)}
     return np.array([len(groups) / len(size) / size[group] for group in groups], np.float32)
+
+
+def targets(
+    examples: Examples, outputs: tuple[str, ...], config: TrainingConfig
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Labels and weights of the loss, (N, outputs) each; the weight of a label not known is 0.
+
+    The target comes first. Its positives by text mining count less beside labels by radiologists.
+    """
+    cases, balanced = examples.cases, balance(examples)
+    labels = np.zeros((len(cases), len(outputs)), np.float32)
+    weights = np.zeros_like(labels)
+    labels[:, 0], weights[:, 0] = examples.labels, balanced
+    if not all(case.mined for case in cases):
+        mined = np.array([case.mined and bool(case.label) for case in cases])
+        weights[mined, 0] *= config.mined_weight
+    for column, name in enumerate(outputs[1:], start=1):
+        for row, case in enumerate(cases):
+            if name in case.findings:
+                labels[row, column] = case.findings[name]
+                weights[row, column] = config.auxiliary_weight * balanced[row]
+    return labels, weights
 
 
 def auc_by_source(examples: Examples, probability: NDArray[np.float32]) -> dict[str, float]:

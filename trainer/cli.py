@@ -150,6 +150,12 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
     )
     _option(target, "--classifier-lr", "classifier_lr", "largest step size")
     _option(target, "--label-smoothing", "label_smoothing", "0 to below 0.5")
+    target.add_argument(
+        "--auxiliary",
+        metavar="A,B,...",
+        help="further labels it learns where the data know them (default: abnormal)",
+    )
+    _option(target, "--mined-weight", "mined_weight", "of NIH's positives beside RSNA's labels")
     _switch(target, "--no-augment", "augment", False, "images as they are")
     _switch(target, "--no-mirror", "mirror", False, "left and right are not exchanged")
     _switch(target, "--no-occlusion", "occlusion", False, "no random occlusions")
@@ -173,7 +179,11 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
     _option(mask, "--decoder-width", "decoder_width", "channels of the light decoder")
     _option(mask, "--decoder-norm", "decoder_norm", "normalisation", ("batch", "group"))
     _option(
-        mask, "--fill", "fill", "what takes the place of removed pixels", ("black", "mean", "blur")
+        mask,
+        "--fill",
+        "fill",
+        "what takes the place of removed pixels",
+        ("black", "mean", "blur", "mixed"),
     )
     _option(
         mask,
@@ -182,6 +192,8 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
         "what has to fall; the paper: logit, its code: probability",
         ("evidence", "probability", "logit"),
     )
+    _switch(mask, "--unscaled", "scaled", False, "do not divide the response by its mean")
+    _switch(mask, "--no-follow", "follows", False, "the mask is not told the log odds")
     _option(mask, "--exponent", "exponent", "of the fall; the paper: 2")
     _option(mask, "--preservation", "preservation", "weight of: the evidence alone keeps p")
     _option(mask, "--binary-weight", "binary_weight", "λ₂ of nem-u: masks near 0 or 1")
@@ -222,8 +234,9 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
         recipe |= NEM_U
     places = {name: given.pop(name) for name in list(given) if name in PLACES}
     places["folders"] = tuple(places["folders"])
-    if "output_names" in places:
-        places["output_names"] = tuple(n.strip() for n in places["output_names"].split(","))
+    for names, group in (("output_names", places), ("auxiliary", given)):
+        if names in group:
+            group[names] = tuple(n.strip() for n in group[names].split(",") if n.strip())
     places.setdefault("cache", default_cache())
     return TrainingConfig(**(recipe | given)), Places(**places), task
 

@@ -1,5 +1,6 @@
 """What a training run is told: a recipe, kept whole in the bundle, and where things lie."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import Fill
 from nemt_dicom.preprocess import Preprocessing
 
-from .objectives import Response
+from .objectives import Response, TrainingFill
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
@@ -31,16 +32,20 @@ class TrainingConfig:
     classifier_*: training of the target model; optimiser "adamw" with a cosine schedule, or
     "prodigy". average: share of the running average of its weights that stays at each step, 0 for
     none. patience: epochs without a better validation AUC before it stops. label_smoothing: 0 to
-    0.5. mirror: left and right may be exchanged by augmentation. augment: whether there is any.
-    occlusion: half of the images lose random blobs, so that p falls where evidence is removed and
-    not where anything is.
+    0.5. auxiliary: further labels that the target model answers, each where the data know it;
+    auxiliary_weight: of their loss. mined_weight: of positives whose label was mined from reports
+    (NIH), beside labels by radiologists (RSNA), for the target's loss. mirror: left and right may
+    be exchanged by augmentation. augment: whether there is any. occlusion: half of the images lose
+    random blobs, so that p falls where evidence is removed and not where anything is.
 
     objective: "nemt" explains the target, "nemt-predicted" the largest output, "nem-u" the
     embedding of a feature extractor, "literal" is equation (2) as printed.
     mask_*: training of the explanation module by Prodigy. area_weight: λ₁. area_warmup: share of
     all steps over which λ₁ rises from 0; at its full price from the start an untrained mask
     vanishes before it has found what lowers p, and does not come back. binary_weight: λ₂ of NEM-U.
-    response, exponent, fall_only, preservation, fill: see objectives.py.
+    response, exponent, fall_only, preservation, fill: see objectives.py. scaled: the response is
+    divided by its mean on training positives. follows: the mask is told the log odds of the output,
+    so that there is little of it where there is little to explain.
     sensitivity: the validation sensitivity that the decision threshold shall reach; None chooses it
     by Youden's J.
     """
@@ -66,6 +71,9 @@ class TrainingConfig:
     average: float = 0.9
     patience: int = 5
     label_smoothing: float = 0.03
+    auxiliary: tuple[str, ...] = ("abnormal",)
+    auxiliary_weight: float = 0.3
+    mined_weight: float = 0.3
     augment: bool = True
     mirror: bool = True
     occlusion: bool = True
@@ -84,7 +92,9 @@ class TrainingConfig:
     exponent: float = 1.0
     fall_only: bool = True
     preservation: float = 0.0
-    fill: Fill = "blur"
+    fill: TrainingFill = "mixed"
+    follows: bool = True
+    scaled: bool = True
     sensitivity: float | None = None
 
     def __post_init__(self) -> None:
@@ -105,8 +115,10 @@ class TrainingConfig:
             (not 0 <= self.label_smoothing < 0.5, "label smoothing is at least 0 and below 0.5"),
             (not self.area_weight > 0, "the area weight is positive"),
             (
-                min(self.preservation, self.binary_weight) < 0,
-                "the preservation weight and the binary weight are not negative",
+                min(self.preservation, self.binary_weight, self.auxiliary_weight, self.mined_weight)
+                < 0,
+                "the weights of preservation, binary masks, auxiliary and mined labels are not "
+                "negative",
             ),
             (not 0 <= self.area_warmup <= 1, "the area warm-up is a share of all steps, 0 to 1"),
             (not 0 <= self.average < 1, "the running average keeps a share of at least 0, below 1"),
@@ -119,6 +131,11 @@ class TrainingConfig:
         ):
             if wrong:
                 raise TrainingError(text)
+
+    @property
+    def served_fill(self) -> Fill:
+        """What takes the place of removed pixels when the evidence is weighed."""
+        return "blur" if self.fill == "mixed" else self.fill
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -135,7 +152,7 @@ class TrainingConfig:
 
     def difference(self, other: Mapping[str, Any]) -> list[str]:
         """Names of the settings in which the JSON form of another recipe differs."""
-        own = self.to_manifest()
+        own = json.loads(json.dumps(self.to_manifest()))  # as it is written
         return [f.name for f in fields(self) if own[f.name] != other.get(f.name)]
 
 
@@ -162,12 +179,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "exponent": 2.0,
         "fall_only": False,
         "fill": "black",
+        "scaled": False,
+        "follows": False,
+        "auxiliary": (),
+        "mined_weight": 1.0,
     },
 }
 """Recipes by name, as what differs from the defaults. "paper": section 4.2, with the response of
 the authors' code."""
 
 NEM_U: dict[str, Any] = {
+    "follows": False,
+    "scaled": False,
     "area_weight": 0.125,
     "area_warmup": 0.0,
     "fill": "black",

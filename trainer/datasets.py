@@ -49,8 +49,8 @@ class Dataset:
     """All images of a run.
 
     target: the canonical name of the label to explain. outputs: what a classifier of these
-    answers: the target alone, or all classes where they exclude each other (`exclusive`: softmax
-    instead of sigmoid). notes: what was left out and why, for the user.
+    answers: the target and then the auxiliary labels, or all classes where they exclude each other
+    (`exclusive`: softmax instead of sigmoid). notes: what was left out and why, for the user.
     """
 
     cases: tuple[Case, ...]
@@ -61,13 +61,19 @@ class Dataset:
 
 
 def find_cases(
-    folders: Sequence[Path], *, target: str, validation_share: float, skip_bad: bool = False
+    folders: Sequence[Path],
+    *,
+    target: str,
+    validation_share: float,
+    auxiliary: Sequence[str] = (),
+    skip_bad: bool = False,
 ) -> Dataset:
     """All labelled images of several data folders, each told apart by the table it holds.
 
     Patients are placed in splits by the tables, those whom no table places by a stable hash. A
     stable share of the training patients is for validation, unless a table has a validation split
-    of its own. skip_bad: missing images are left out, with a note, instead of an error.
+    of its own. auxiliary: further labels to answer, where any image knows them. skip_bad: missing
+    images are left out, with a note, instead of an error.
 
     Raises `DataError` where a folder is of no known layout, lacks a file or contradicts itself or
     another, where a patient is in two splits, or a split has no image with or without the target.
@@ -91,9 +97,18 @@ def find_cases(
             "by a stable hash"
         )
     _require_both_labels(cases, target)
-    outputs = listings[0].outputs
+    classes = listings[0].outputs
+    further = [
+        name
+        for name in dict.fromkeys(canonical(name) for name in auxiliary)
+        if name != target and any(name in case.findings for case in cases)
+    ]
     return Dataset(
-        cases=cases, target=target, outputs=outputs, exclusive=len(outputs) > 1, notes=tuple(notes)
+        cases=cases,
+        target=target,
+        outputs=classes if len(classes) > 1 else (target, *further),
+        exclusive=len(classes) > 1,
+        notes=tuple(notes),
     )
 
 

@@ -37,6 +37,7 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
         places.folders,
         target=config.target,
         validation_share=config.validation_share,
+        auxiliary=config.auxiliary,
         skip_bad=places.skip_bad,
     )
     network = build_network(config, places, dataset).to(config.device)
@@ -55,7 +56,7 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
             config.classifier_epochs,
         )
     makers["explanation module"] = (
-        lambda recipe: ExplanationStage(network, examples, recipe),
+        lambda recipe: ExplanationStage(network, examples, examples, recipe),
         config.mask_epochs,
     )
     rows, total = [], reading

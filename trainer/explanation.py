@@ -14,7 +14,15 @@ from .augment import augment, smoothing_kernels
 from .cache import Examples
 from .checkpoint import Weights
 from .config import TrainingConfig
-from .objectives import Deletion, Literal, Objective, Representation
+from .objectives import (
+    EXPECTED,
+    Deletion,
+    Literal,
+    Objective,
+    Randomness,
+    Representation,
+    respond,
+)
 from .optimisers import prodigy
 from .train import Batch, Losses
 
@@ -22,8 +30,8 @@ SMALLEST_AREA, LARGEST_AREA = 1e-3, 0.9
 """Mean mask area on validation positives outside which a run has collapsed."""
 
 
-def objective_of(config: TrainingConfig) -> Objective:
-    """The objective that a recipe names."""
+def objective_of(config: TrainingConfig, scale: float) -> Objective:
+    """The objective that a recipe names; scale: of the response, see `Deletion`."""
     if config.objective == "nem-u":
         return Representation(
             area_weight=config.area_weight, binary_weight=config.binary_weight, fill=config.fill
@@ -37,7 +45,27 @@ def objective_of(config: TrainingConfig) -> Objective:
         exponent=config.exponent,
         fall_only=config.fall_only,
         preservation=config.preservation,
+        scale=scale,
     )
+
+
+@torch.inference_mode()
+def mean_response(network: ExplainedNetwork, train: Examples, config: TrainingConfig) -> float:
+    """Mean response of up to 256 training positives, spread over all of them."""
+    device = next(network.parameters()).device
+    positive = np.flatnonzero(train.labels > 0.5)
+    chosen = positive[np.linspace(0, len(positive) - 1, min(256, len(positive))).astype(int)]
+    found = [
+        respond(network.log_odds(network.logits(images.to(device))), config.response)
+        for images in torch.split(torch.from_numpy(train.take(chosen)), 32)
+    ]
+    mean = float(torch.cat(found).mean())
+    if not mean > 1e-3:
+        raise TrainingError(
+            f"the target model's response on training positives is {mean:.4f}: it does not know "
+            "the target, so that there is nothing to explain"
+        )
+    return mean
 
 
 class ExplanationStage:
@@ -49,6 +77,7 @@ class ExplanationStage:
     def __init__(
         self,
         network: ExplainedNetwork,
+        train: Examples,
         validation: Examples,
         config: TrainingConfig,
         *,
@@ -56,7 +85,9 @@ class ExplanationStage:
     ) -> None:
         self.epochs, self.patience = config.mask_epochs, config.mask_patience
         self._network, self._validation, self._config = network, validation, config
-        self._objective = objective_of(config)
+        nemt = config.objective in {"nemt", "nemt-predicted"}
+        scale = mean_response(network, train, config) if config.scaled and nemt else 1.0
+        self._objective = objective_of(config, scale)
         self._collapse_ends = collapse_ends
         self.module: nn.Module = _MaskLoss(network, self._objective, config)
         self.optimiser: torch.optim.Optimizer = prodigy(
@@ -114,9 +145,12 @@ class _MaskLoss(nn.Module):
         x, config = batch.images, self._config
         if config.augment:
             x = augment(x, batch.draws, mirror=config.mirror)
-        kernels = smoothing_kernels(batch.draws, config.neighbourhood, x.device)
+        random = Randomness(
+            kernels=smoothing_kernels(batch.draws, config.neighbourhood, x.device),
+            fills=batch.draws.uniform("fill", 1)[:, 0].to(x.device),
+        )
         price = min(1.0, batch.done / config.area_warmup) if config.area_warmup else 1.0
-        terms = self._objective(self.network, x, kernels, price)
+        terms = self._objective(self.network, x, random, price)
         return Losses(loss=terms.loss, figures={"fall": terms.fall, "area": terms.area})
 
 
@@ -129,7 +163,7 @@ def validate(
     parts = []
     for i in range(0, len(examples), size):
         images = torch.from_numpy(examples.take(np.arange(i, min(i + size, len(examples)))))
-        parts.append(objective(network, images.to(device), None, 1.0))
+        parts.append(objective(network, images.to(device), EXPECTED, 1.0))
     loss, fall, area = (
         torch.cat([getattr(terms, name) for terms in parts]).float().cpu().numpy()
         for name in ("loss", "fall", "area")

@@ -6,8 +6,8 @@ together, places the patients in splits and looks for what they contradict each 
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,7 @@ Kind = Literal["dicom", "picture", "photograph"]
 
 RSNA_LABELS = "stage_2_train_labels.csv"
 RSNA_IMAGES = "stage_2_train_images"
+RSNA_CLASSES = "stage_2_detailed_class_info.csv"
 RSNA_SPLITS = "splits.csv"
 RSNA_MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
 RSNA_TARGET = "pneumonia"
@@ -52,6 +53,10 @@ HAM_CLASSES = {
 }
 CSV_LABELS = "labels.csv"
 
+ABNORMAL = "abnormal"
+"""The finding that RSNA's and NIH's images both tell: 0 for RSNA's "Normal" and NIH's "No Finding".
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
@@ -59,6 +64,8 @@ class Labelled:
 
     patient: whose images must share a split; the lesion in HAM10000. label: 1 where the target is
     present. class_index: of the class among the outputs, where classes exclude each other.
+    findings: 1 or 0 of every other label that is known of the image, by canonical name. mined:
+    whether the labels were mined from reports by text.
     view: "AP", "PA" or "". sex: "F", "M" or "". age: in years; None where the table does not say.
     """
 
@@ -68,6 +75,8 @@ class Labelled:
     patient: str
     label: int
     class_index: int | None = None
+    findings: Mapping[str, int] = field(default_factory=dict)
+    mined: bool = False
     view: str = ""
     sex: str = ""
     age: int | None = None
@@ -149,6 +158,7 @@ def _read_rsna(table: Path, target: str) -> Listing:
         splits = {n: read_split(row["split"], folder / RSNA_SPLITS) for n, row in rows.items()}
         patients = {n: read_nih_patient(row["nih_patient_id"], n) for n, row in rows.items()}
         nih |= {n: row["nih_image"] for n, row in rows.items() if row.get("nih_image")}
+    abnormal = _rsna_abnormal(folder / RSNA_CLASSES, labels)
     images = [
         Labelled(
             path=folder / RSNA_IMAGES / f"{name}.dcm",
@@ -156,6 +166,7 @@ def _read_rsna(table: Path, target: str) -> Listing:
             kind="dicom",
             patient=patients.get(name, name),
             label=label,
+            findings=abnormal.get(name, {}),
         )
         for name, label in labels.items()
     ]
@@ -165,6 +176,14 @@ def _read_rsna(table: Path, target: str) -> Listing:
         nih_images=frozenset(nih.values()),
         patients_known=bool(patients),
     )
+
+
+def _rsna_abnormal(path: Path, names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """What the detailed classes tell of each image; {} without the file."""
+    if not path.is_file():
+        return {}
+    classes = {row["patientId"]: row["class"] for row in read_table(path, ("patientId", "class"))}
+    return {n: {ABNORMAL: int(classes[n] != "Normal")} for n in require_all(names, classes, path)}
 
 
 def _rsna_mapping(path: Path, needed: Iterable[str]) -> dict[str, str]:
@@ -204,6 +223,9 @@ def _read_nih(table: Path, target: str) -> Listing:
             kind="picture",
             patient=read_nih_patient(row["Patient ID"], name),
             label=int(names[target] in findings),
+            findings={ABNORMAL: int(NIH_NEGATIVE not in findings)}
+            | {known: int(name in findings) for known, name in names.items()},
+            mined=True,
             view=row.get("View Position", ""),
             sex=read_sex(row.get("Patient Gender", "")),
             age=read_age(row.get("Patient Age", "")),

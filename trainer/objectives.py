@@ -33,21 +33,54 @@ Response = OneOf["probability", "logit", "evidence"]
 LOGIT_SCALE = 4.0
 """Divides the log odds of the response "logit": without it λ₁ = 1/2 is no price at all."""
 
+TrainingFill = Fill | OneOf["mixed"]
+"""Of a training image; "mixed" is black, mean or blur, a third of the images each."""
+
 
 def respond(log_odds: Tensor, response: Response) -> Tensor:
     """What is compared before and after, of log odds of the target (B,).
 
     "probability": p, as in the authors' code. "logit": the log odds divided by LOGIT_SCALE, as in
     the paper; it has no floor, so that a mask grows to push it ever lower. "evidence":
-    softplus(log odds + 2) / 4. Where p is near 1 the probability hardly moves until most of the
-    evidence is gone, and gives no gradient that says where it is; this follows the log odds and
-    levels off below p = 0.1.
+    softplus(log odds), which is -log(1 - p). Where p is near 1 the probability hardly moves until
+    most of the evidence is gone, and gives no gradient that says where it is; this follows the log
+    odds, and levels off below even odds, where there is nothing to explain.
     """
     if response == "probability":
         return torch.sigmoid(log_odds)
     if response == "logit":
         return log_odds / LOGIT_SCALE
-    return F.softplus(log_odds + 2) / 4
+    return F.softplus(log_odds)
+
+
+def fill_of(images: Tensor, fill: TrainingFill, choice: Tensor | None) -> Tensor:
+    """What takes the place of removed pixels, (B, C, S, S).
+
+    choice: (B,) in [0, 1), which of the three each image meets where the fill is "mixed"; None is
+    blur for all, for validation.
+    """
+    if fill != "mixed":
+        return filled(images, fill)
+    if choice is None:
+        return filled(images, "blur")
+    third = choice.view(-1, 1, 1, 1)
+    grey = torch.where(third < 1 / 3, filled(images, "black"), filled(images, "mean"))
+    return torch.where(third < 2 / 3, grey, filled(images, "blur"))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Randomness:
+    """What a training step draws for each image; none of it in validation.
+
+    kernels: smoothing kernels (B, side, side). fills: (B,) in [0, 1), see `fill_of`.
+    """
+
+    kernels: Tensor | None = None
+    fills: Tensor | None = None
+
+
+EXPECTED = Randomness()
+"""The expectation of all that is random."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,9 +96,9 @@ class Terms:
     area: Tensor
 
 
-Objective = Callable[[ExplainedNetwork, Tensor, Tensor | None, float], Terms]
-"""(network, images (B, C, S, S), smoothing kernels (B, side, side) or None, share of λ₁ charged)
--> loss (B,) with a gradient to the explanation module only."""
+Objective = Callable[[ExplainedNetwork, Tensor, Randomness, float], Terms]
+"""(network, images (B, C, S, S), what is random, share of λ₁ charged) -> loss (B,) with a gradient
+to the explanation module only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,23 +111,27 @@ class Deletion:
     more for each further one, so that a mask is worth most where it covers both lungs; 1 pays for
     each alike. fall_only: reward max(0, fall), so that a rise of the response earns nothing; the
     paper rewards both. preservation: λ₃, which asks that the evidence alone keeps the response.
+    scale: what the response is divided by; 1 in the paper. With its mean on training positives λ₁
+    is the share of the response that a mask of the whole image has to earn, for any classifier.
 
     Whether the target or the predicted output is explained is the network's `explains`.
     """
 
     area_weight: float
-    fill: Fill
+    fill: TrainingFill
     response: Response
     exponent: float
     fall_only: bool
     preservation: float
+    scale: float = 1.0
 
     def __call__(
-        self, network: ExplainedNetwork, images: Tensor, kernels: Tensor | None, price: float
+        self, network: ExplainedNetwork, images: Tensor, random: Randomness, price: float
     ) -> Terms:
         """See `Objective`."""
-        logits, mask = network(images, kernels)
-        return self.of_mask(network, images, logits, mask, price)
+        logits, mask = network(images, random.kernels)
+        background = fill_of(images, self.fill, random.fills)
+        return self.of_mask(network, images, logits, mask, background, price)
 
     def of_mask(
         self,
@@ -102,24 +139,25 @@ class Deletion:
         images: Tensor,
         logits: Tensor,
         mask: Tensor,
+        background: Tensor,
         price: float = 1.0,
     ) -> Terms:
         """The loss of a given mask (B, 1, S, S), 1 = evidence; logits: (B, outputs) of the images.
 
-        The output is the same before and after: the one explained of the whole image.
+        background: what takes the place of removed pixels. The output is the same before and
+        after: the one explained of the whole image.
         """
         logits = logits.detach()
         index = network.explained_index(logits)
         whole = network.log_odds(logits, index)
-        background = filled(images, self.fill)
         without = network.log_odds(network.logits(remove(images, mask, background)), index)
-        change = respond(whole, self.response) - respond(without, self.response)
+        change = (respond(whole, self.response) - respond(without, self.response)) / self.scale
         reward = (change.clamp(min=0) if self.fall_only else change.abs()) ** self.exponent
         area = mask.float().mean(dim=(-3, -2, -1))
         loss = -reward + price * self.area_weight * area
         if self.preservation:
             kept = network.log_odds(network.logits(remove(images, 1 - mask, background)), index)
-            lost = respond(whole, self.response) - respond(kept, self.response)
+            lost = (respond(whole, self.response) - respond(kept, self.response)) / self.scale
             loss = loss + self.preservation * lost.clamp(min=0) ** 2
         fall = torch.sigmoid(whole) - torch.sigmoid(without)
         return Terms(loss=loss, fall=fall.detach(), area=area.detach())
@@ -133,17 +171,17 @@ class Literal:
     """
 
     area_weight: float
-    fill: Fill
+    fill: TrainingFill
     response: Response
 
     def __call__(
-        self, network: ExplainedNetwork, images: Tensor, kernels: Tensor | None, price: float
+        self, network: ExplainedNetwork, images: Tensor, random: Randomness, price: float
     ) -> Terms:
         """See `Objective`."""
-        logits, mask = network(images, kernels)
+        logits, mask = network(images, random.kernels)
         index = network.explained_index(logits)
         whole = network.log_odds(logits.detach(), index)
-        only = remove(images, 1 - mask, filled(images, self.fill))
+        only = remove(images, 1 - mask, fill_of(images, self.fill, random.fills))
         kept = network.log_odds(network.logits(only), index)
         change = respond(whole, self.response) - respond(kept, self.response)
         area = mask.float().mean(dim=(-3, -2, -1))
@@ -162,15 +200,15 @@ class Representation:
 
     area_weight: float
     binary_weight: float
-    fill: Fill
+    fill: TrainingFill
 
     def __call__(
-        self, network: ExplainedNetwork, images: Tensor, kernels: Tensor | None, price: float
+        self, network: ExplainedNetwork, images: Tensor, random: Randomness, price: float
     ) -> Terms:
         """See `Objective`."""
-        embedding, mask = network(images, kernels)
+        embedding, mask = network(images, random.kernels)
         embedding = embedding.detach()
-        background = filled(images, self.fill)
+        background = fill_of(images, self.fill, random.fills)
         kept = network.logits(remove(images, 1 - mask, background))
         removed = network.logits(remove(images, mask, background))
         moved = cosine_distance(embedding, kept)

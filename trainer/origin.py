@@ -37,7 +37,7 @@ def describe_bundle(
         "decision_threshold": thresholds.decision_threshold,
         "mask_threshold": thresholds.mask_threshold,
         "evidence_margin": thresholds.evidence_margin,
-        "fill": config.fill,
+        "fill": config.served_fill,
         "preprocessing": config.preprocessing.to_manifest(),
         "training": {
             "recipe": config.to_manifest(),

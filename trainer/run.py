@@ -103,6 +103,7 @@ def prepare(config: TrainingConfig, places: Places, team: Team, progress: Progre
         places.folders,
         target=config.target,
         validation_share=config.validation_share,
+        auxiliary=config.auxiliary,
         skip_bad=places.skip_bad,
     )
     for note in dataset.notes:
@@ -144,7 +145,7 @@ def train_network(prepared: Prepared, config: TrainingConfig, places: Places, st
     network, train, validation = prepared.network, prepared.train, prepared.validation
     if config.objective != "nem-u" and places.target_model is None:
         fit(ClassifierStage(network, train, validation, config), train, stages)
-    fit(ExplanationStage(network, validation, config), train, stages)
+    fit(ExplanationStage(network, train, validation, config), train, stages)
 
 
 def finish(

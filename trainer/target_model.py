@@ -118,6 +118,7 @@ def _architecture(
         "decoder_width": config.decoder_width,
         "decoder_norm": config.decoder_norm,
         "neighbourhood": config.neighbourhood,
+        "follows": config.follows,
     }
     count = _head_size(ready, given)
     if config.objective == "nem-u":

@@ -147,7 +147,7 @@ def choose_thresholds(
         chosen = segments[rows]
 
         def fall(where: Masks) -> NDArray[np.float32]:
-            return falls(network, images[rows], probability[rows], where, config.fill)
+            return falls(network, images[rows], probability[rows], where, config.served_fill)
 
         elsewhere = [
             fall(np.stack([move(s, generator) for s in chosen]) & inside[rows])
