@@ -105,7 +105,8 @@ def draw_comparison(path: Path, metrics: dict[str, Any]) -> None:
         axis.set_yticks(range(len(methods)), [_name(metrics, method) for method in methods])
         axis.tick_params(labelsize=7)
         axis.invert_yaxis()
-        axis.set_title(COLUMNS.get(name, name.replace("_", " own ", 1)), fontsize=9)
+        title = name.replace("_less_others", ", own less others")
+        axis.set_title(COLUMNS.get(name, title), fontsize=9)
         if name == "seconds":
             axis.set_xscale("log")
         axis.grid(axis="x", alpha=0.3)
