@@ -66,6 +66,7 @@ def random_network(
         network = ExplainedNetwork(
             Architecture(
                 backbone=backbone,
+                pooling="",
                 outputs=("effusion", "pneumonia"),
                 activation="sigmoid",
                 target="pneumonia",

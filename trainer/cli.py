@@ -121,6 +121,7 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
         help="default: what measured best; paper: ResNet-50 and the paper's settings",
     )
     _option(target, "--backbone", "backbone", "timm model")
+    _option(target, "--pooling", "pooling", "of the last feature map, such as avg, max or avgmax")
     _switch(
         target, "--random-init", "pretrained", False, "start from random weights, not ImageNet's"
     )
@@ -232,6 +233,8 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
     recipe = dict(PRESETS[given.pop("preset")])
     if given.get("objective") == "nem-u":
         recipe |= NEM_U
+    if "target_model" in given:
+        recipe["pooling"] = ""  # a model that exists pools as its backbone does, if nothing is said
     places = {name: given.pop(name) for name in list(given) if name in PLACES}
     places["folders"] = tuple(places["folders"])
     for names, group in (("output_names", places), ("auxiliary", given)):

@@ -112,6 +112,7 @@ def _architecture(
     usual = ready.default_cfg
     common: dict[str, Any] = {
         "backbone": config.backbone,
+        "pooling": config.pooling,
         "pixel_mean": LITE0_MEAN if lite else tuple(usual["mean"]),
         "pixel_std": LITE0_STD if lite else tuple(usual["std"]),
         "decoder": config.decoder,
