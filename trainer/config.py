@@ -23,13 +23,13 @@ class TrainingConfig:
     """A recipe. Its defaults are those that the shipped bundle was trained with.
 
     target: the label explained; with "nem-u", which explains no label, the one whose ground truth
-    measures it. backbone: a timm model name. pooling: of its last feature map, as timm
-    names it; "avgmax" is the mean of average and maximum, so that a small finding counts; "" is the
-    backbone's own. pretrained: start from ImageNet
-    weights. size: side of the model's input in pixels. low_percentile, high_percentile: see
-    `Preprocessing`. batch: images a step over all processes; accumulate: parts it is computed in.
-    seed: of everything random. threads: CPU threads; they change the last digits of a sum, so they
-    are recorded too. bfloat16: train in mixed precision; validation is always float32.
+    measures it. backbone: a timm model name. pooling: of its last feature map, as timm names it;
+    "avgmax" is the mean of average and maximum, so that a small finding counts; "" is the
+    backbone's own. pretrained: start from ImageNet weights. size: side of the model's input in
+    pixels. low_percentile, high_percentile: see `Preprocessing`. batch: images a step over all
+    processes; accumulate: parts it is computed in. seed: of everything random. threads: CPU
+    threads; they change the last digits of a sum, so they are recorded too. bfloat16: train in
+    mixed precision; validation is always float32.
 
     classifier_*: training of the target model; optimiser "adamw" with a cosine schedule, or
     "prodigy". average: share of the running average of its weights that stays at each step, 0 for

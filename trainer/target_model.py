@@ -29,7 +29,14 @@ def build_network(config: TrainingConfig, places: Places, dataset: Dataset) -> E
     Raises `TrainingError` where there are no such weights or they do not fit the backbone.
     """
     given = places.target_model and read_weights(places.target_model)
-    network = ExplainedNetwork(_architecture(config, places, dataset, given or None))
+    architecture = _architecture(config, places, dataset, given or None)
+    try:
+        network = ExplainedNetwork(architecture)
+    except (AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise TrainingError(
+            f"a network of {config.backbone!r} with pooling {config.pooling!r} and decoder "
+            f"{config.decoder!r} cannot be built: {error}"
+        ) from error
     head = network.target_model.get_classifier()
     if places.target_model and given:
         load_weights(network.target_model, given, places.target_model.name, head_too=True)
