@@ -25,7 +25,7 @@ from .datasets import read_truth
 from .distributed import Team
 from .explanation import ExplanationStage, soft_masks
 from .progress import Progress
-from .run import Prepared, load_split, make_repeatable, prepare
+from .run import Prepared, frozen_stages, load_split, make_repeatable, prepare
 from .train import Run, fit
 
 AREA_WEIGHTS = (1.0, 0.66, 0.5, 0.4, 0.33)
@@ -92,7 +92,13 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
         )
 
     if places.target_model is None:
-        stage = ClassifierStage(prepared.network, prepared.train, prepared.validation, config)
+        stage = ClassifierStage(
+            prepared.network,
+            prepared.train,
+            prepared.validation,
+            config,
+            frozen_stages=frozen_stages(config, places),
+        )
         fit(stage, prepared.train, stages("target-model"))
     found: dict[str, Any] = {}
     for name, recipe in recipes.items():

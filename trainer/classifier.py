@@ -43,12 +43,17 @@ class ClassifierStage:
         train: Examples,
         validation: Examples,
         config: TrainingConfig,
+        *,
+        frozen_stages: int,
     ) -> None:
         self.epochs, self.patience = config.classifier_epochs, config.patience
         self._network, self._validation, self._config = network, validation, config
         network.target_model.requires_grad_(True)
+        self._frozen = first_modules(network.target_model, frozen_stages)
+        for module in self._frozen:
+            module.requires_grad_(False)
         self.module: nn.Module = _ClassifierLoss(network, train, config)
-        parameters = network.target_model.parameters()
+        parameters = [p for p in network.target_model.parameters() if p.requires_grad]
         decay = config.classifier_weight_decay
         self.optimiser: torch.optim.Optimizer = (
             prodigy(parameters, config.classifier_lr, decay)
@@ -64,8 +69,10 @@ class ClassifierStage:
             )
 
     def begin_epoch(self) -> None:
-        """Training mode, also of the target model."""
+        """Training mode of the target model, but for the stages that are frozen."""
         self._network.target_model.train()
+        for module in self._frozen:
+            module.eval()  # batch norms keep their statistics
 
     def before_step(self, done: float) -> None:
         """AdamW: warm-up over the first 5 % of all steps, then half a cosine down to 1 %."""
@@ -154,6 +161,21 @@ class _ClassifierLoss(nn.Module):
         smooth = labels * (1 - 2 * config.label_smoothing) + config.label_smoothing
         loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
         return Losses(loss=(weights * loss).sum(dim=1), figures={})
+
+
+def first_modules(model: Any, stages: int) -> list[nn.Module]:
+    """The innermost modules of a timm model up to the end of its stage number `stages`, in order.
+
+    Raises `TrainingError` where it has fewer stages.
+    """
+    if not stages:
+        return []
+    if stages > len(model.feature_info):
+        raise TrainingError(f"the backbone has {len(model.feature_info)} stages, not {stages}")
+    last = model.feature_info[stages - 1]["module"]
+    leaves = [(name, module) for name, module in model.named_modules() if not [*module.children()]]
+    inside = [i for i, (name, _) in enumerate(leaves) if f"{name}.".startswith(f"{last}.")]
+    return [module for _, module in leaves[: max(inside, default=-1) + 1]]
 
 
 @torch.inference_mode()

@@ -150,6 +150,7 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
         target, "--classifier-optimiser", "classifier_optimiser", "optimiser", ("adamw", "prodigy")
     )
     _option(target, "--classifier-lr", "classifier_lr", "largest step size")
+    _option(target, "--frozen-stages", "frozen_stages", "keep their weights, unless random")
     _option(target, "--label-smoothing", "label_smoothing", "0 to below 0.5")
     target.add_argument(
         "--auxiliary",

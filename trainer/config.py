@@ -32,7 +32,8 @@ class TrainingConfig:
     mixed precision; validation is always float32.
 
     classifier_*: training of the target model; optimiser "adamw" with a cosine schedule, or
-    "prodigy". average: share of the running average of its weights that stays at each step, 0 for
+    "prodigy". frozen_stages: of the backbone's stages, how many keep the weights that training starts
+    from, where it does not start from random ones. average: share of the running average of its weights that stays at each step, 0 for
     none. patience: epochs without a better validation AUC before it stops. label_smoothing: 0 to
     0.5. auxiliary: further labels that the target model answers, each where the data know it;
     auxiliary_weight: of their loss. mined_weight: of positives whose label was mined from reports
@@ -67,7 +68,8 @@ class TrainingConfig:
     bfloat16: bool = True
     validation_share: float = 0.15
 
-    classifier_epochs: int = 14
+    classifier_epochs: int = 10
+    frozen_stages: int = 3
     classifier_optimiser: Literal["adamw", "prodigy"] = "adamw"
     classifier_lr: float = 1e-3
     classifier_weight_decay: float = 0.02
@@ -88,7 +90,7 @@ class TrainingConfig:
     decoder_width: int = 64
     decoder_norm: Norm = "batch"
     neighbourhood: int = 21
-    area_weight: float = 1.7
+    area_weight: float = 1.5
     area_warmup: float = 0.6
     binary_weight: float = 0.25
     response: Response = "evidence"
@@ -116,6 +118,7 @@ class TrainingConfig:
             ),
             (self.accumulate > self.batch, "a batch cannot be computed in more parts than images"),
             (not 0 <= self.label_smoothing < 0.5, "label smoothing is at least 0 and below 0.5"),
+            (self.frozen_stages < 0, "the number of frozen stages is not negative"),
             (not self.area_weight > 0, "the area weight is positive"),
             (
                 min(self.preservation, self.binary_weight, self.auxiliary_weight, self.mined_weight)
@@ -165,6 +168,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "backbone": "resnet50",
         "pooling": "",
         "pretrained": False,
+        "frozen_stages": 0,
         "low_percentile": 0.0,
         "high_percentile": 100.0,
         "classifier_epochs": 10,

@@ -19,7 +19,7 @@ from .distributed import Team
 from .explanation import ExplanationStage
 from .progress import Progress
 from .report import table
-from .run import make_repeatable
+from .run import frozen_stages, make_repeatable
 from .target_model import build_network
 from .train import Run, Stage, batches, read_ahead, take_step
 
@@ -52,7 +52,9 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
     makers: dict[str, tuple[Maker, int]] = {}
     if config.objective != "nem-u" and places.target_model is None:
         makers["classifier"] = (
-            lambda recipe: ClassifierStage(network, examples, examples, recipe),
+            lambda recipe: ClassifierStage(
+                network, examples, examples, recipe, frozen_stages=frozen_stages(config, places)
+            ),
             config.classifier_epochs,
         )
     makers["explanation module"] = (

@@ -144,8 +144,15 @@ def train_network(prepared: Prepared, config: TrainingConfig, places: Places, st
     """Both stages; the target model's only where it is not given and not a feature extractor."""
     network, train, validation = prepared.network, prepared.train, prepared.validation
     if config.objective != "nem-u" and places.target_model is None:
-        fit(ClassifierStage(network, train, validation, config), train, stages)
+        frozen = frozen_stages(config, places)
+        stage = ClassifierStage(network, train, validation, config, frozen_stages=frozen)
+        fit(stage, train, stages)
     fit(ExplanationStage(network, train, validation, config), train, stages)
+
+
+def frozen_stages(config: TrainingConfig, places: Places) -> int:
+    """How many stages of the backbone keep their weights: none of random ones."""
+    return config.frozen_stages if config.pretrained or places.initial_weights else 0
 
 
 def finish(
