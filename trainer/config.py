@@ -32,14 +32,15 @@ class TrainingConfig:
     mixed precision; validation is always float32.
 
     classifier_*: training of the target model; optimiser "adamw" with a cosine schedule, or
-    "prodigy". frozen_stages: of the backbone's stages, how many keep the weights that training starts
-    from, where it does not start from random ones. average: share of the running average of its weights that stays at each step, 0 for
-    none. patience: epochs without a better validation AUC before it stops. label_smoothing: 0 to
-    0.5. auxiliary: further labels that the target model answers, each where the data know it;
-    auxiliary_weight: of their loss. mined_weight: of positives whose label was mined from reports
-    (NIH), beside labels by radiologists (RSNA), for the target's loss. mirror: left and right may
-    be exchanged by augmentation. augment: whether there is any. occlusion: half of the images lose
-    random blobs, so that p falls where evidence is removed and not where anything is.
+    "prodigy". frozen_stages: how many of the backbone's stages keep the weights that training
+    starts from, where these are not random. average: share of the running average of its weights
+    that stays at each step, 0 for none. patience: epochs without a better validation AUC before it
+    stops. label_smoothing: 0 to 0.5. auxiliary: further labels that the target model answers, each
+    where the data know it; auxiliary_weight: of their loss. mined_weight: of positives whose label
+    was mined from reports (NIH), beside labels by radiologists (RSNA), for the target's loss.
+    mirror: left and right may be exchanged by augmentation. augment: whether there is any.
+    occlusion: half of the images lose random blobs, so that p falls where evidence is removed and
+    not where anything is.
 
     objective: "nemt" explains the target, "nemt-predicted" the largest output, "nem-u" the
     embedding of a feature extractor, "literal" is equation (2) as printed.
