@@ -234,8 +234,6 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
     recipe = dict(PRESETS[given.pop("preset")])
     if given.get("objective") == "nem-u":
         recipe |= NEM_U
-    if "target_model" in given:
-        recipe["pooling"] = ""  # a model that exists pools as its backbone does, if nothing is said
     places = {name: given.pop(name) for name in list(given) if name in PLACES}
     places["folders"] = tuple(places["folders"])
     for names, group in (("output_names", places), ("auxiliary", given)):

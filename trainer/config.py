@@ -23,9 +23,8 @@ class TrainingConfig:
     """A recipe. Its defaults are those that the shipped bundle was trained with.
 
     target: the label explained; with "nem-u", which explains no label, the one whose ground truth
-    measures it. backbone: a timm model name. pooling: of its last feature map, as timm names it;
-    "avgmax" is the mean of average and maximum, so that a small finding counts; "" is the
-    backbone's own. pretrained: start from ImageNet weights. size: side of the model's input in
+    measures it. backbone: a timm model name. pooling: of its last feature map, as timm names it; ""
+    is the backbone's own. pretrained: start from ImageNet weights. size: side of the model's input in
     pixels. low_percentile, high_percentile: see `Preprocessing`. batch: images a step over all
     processes; accumulate: parts it is computed in. seed: of everything random. threads: CPU
     threads; they change the last digits of a sum, so they are recorded too. bfloat16: train in
@@ -56,7 +55,7 @@ class TrainingConfig:
 
     target: str = "pneumonia"
     backbone: str = DEFAULT_BACKBONE
-    pooling: str = "avgmax"
+    pooling: str = ""
     pretrained: bool = True
     size: int = 224
     low_percentile: float = 0.5
@@ -167,7 +166,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
         "backbone": "resnet50",
-        "pooling": "",
         "pretrained": False,
         "frozen_stages": 0,
         "low_percentile": 0.0,
@@ -198,7 +196,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 the authors' code."""
 
 NEM_U: dict[str, Any] = {
-    "pooling": "",
     "follows": False,
     "scaled": False,
     "area_weight": 0.125,
