@@ -30,8 +30,7 @@ REPRESENTATION = "representation"
 class Architecture:
     """Everything needed to build the network before its weights are loaded.
 
-    backbone: a timm model name. pooling: timm's name for how it pools its last feature map, ""
-        for the backbone's own. outputs: the labels of its outputs, in order.
+    backbone: a timm model name. outputs: the labels of its outputs, in order.
     activation: "sigmoid" where each output is a label of its own, "softmax" where the outputs are
         classes that exclude each other, "none" where the output is an embedding.
     target: the explained output, or "representation".
@@ -46,7 +45,6 @@ class Architecture:
     """
 
     backbone: str
-    pooling: str
     outputs: tuple[str, ...]
     activation: Literal["sigmoid", "softmax", "none"]
     target: str
@@ -114,7 +112,6 @@ class ExplainedNetwork(nn.Module):
             architecture.backbone,
             pretrained=False,
             num_classes=len(architecture.outputs) or architecture.embedding,
-            **({"global_pool": architecture.pooling} if architecture.pooling else {}),
         )
         self.explanation_module = _decoder(architecture, *_feature_shapes(self.target_model))
         self.smoothing = NeighbourhoodAveraging(architecture.neighbourhood)

@@ -66,7 +66,6 @@ def random_network(
         network = ExplainedNetwork(
             Architecture(
                 backbone=backbone,
-                pooling="",
                 outputs=("effusion", "pneumonia"),
                 activation="sigmoid",
                 target="pneumonia",

@@ -121,7 +121,6 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
         help="default: what measured best; paper: ResNet-50 and the paper's settings",
     )
     _option(target, "--backbone", "backbone", "timm model")
-    _option(target, "--pooling", "pooling", "of the last feature map, such as avg, max or avgmax")
     _switch(
         target, "--random-init", "pretrained", False, "start from random weights, not ImageNet's"
     )

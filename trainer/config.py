@@ -23,9 +23,9 @@ class TrainingConfig:
     """A recipe. Its defaults are those that the shipped bundle was trained with.
 
     target: the label explained; with "nem-u", which explains no label, the one whose ground truth
-    measures it. backbone: a timm model name. pooling: of its last feature map, as timm names it; ""
-    is the backbone's own. pretrained: start from ImageNet weights. size: side of the model's input in
-    pixels. low_percentile, high_percentile: see `Preprocessing`. batch: images a step over all
+    measures it. backbone: a timm model name.
+    pretrained: start from ImageNet weights. size: side of the model's input in pixels.
+    low_percentile, high_percentile: see `Preprocessing`. batch: images a step over all
     processes; accumulate: parts it is computed in. seed: of everything random. threads: CPU
     threads; they change the last digits of a sum, so they are recorded too. bfloat16: train in
     mixed precision; validation is always float32.
@@ -55,7 +55,6 @@ class TrainingConfig:
 
     target: str = "pneumonia"
     backbone: str = DEFAULT_BACKBONE
-    pooling: str = ""
     pretrained: bool = True
     size: int = 224
     low_percentile: float = 0.5

@@ -34,8 +34,8 @@ def build_network(config: TrainingConfig, places: Places, dataset: Dataset) -> E
         network = ExplainedNetwork(architecture)
     except (AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
         raise TrainingError(
-            f"a network of {config.backbone!r} with pooling {config.pooling!r} and decoder "
-            f"{config.decoder!r} cannot be built: {error}"
+            f"a network of {config.backbone!r} with decoder {config.decoder!r} cannot be built: "
+            f"{error}"
         ) from error
     head = network.target_model.get_classifier()
     if places.target_model and given:
@@ -119,7 +119,6 @@ def _architecture(
     usual = ready.default_cfg
     common: dict[str, Any] = {
         "backbone": config.backbone,
-        "pooling": config.pooling,
         "pixel_mean": LITE0_MEAN if lite else tuple(usual["mean"]),
         "pixel_std": LITE0_STD if lite else tuple(usual["std"]),
         "decoder": config.decoder,
