@@ -41,7 +41,7 @@ class Architecture:
     pixel_mean, pixel_std: normalisation of the backbone's input.
     decoder: "light" or "unet", the paper's. decoder_width: channels of the light one.
     neighbourhood: side of the smoothing window; 1 is no smoothing.
-    follows: whether the mask is told the log odds of the output explained.
+    follows: whether the mask is told the log odds of the output explained, place by place.
     """
 
     backbone: str
@@ -159,6 +159,22 @@ class ExplainedNetwork(nn.Module):
         others = logits.scatter(1, index[:, None], float("-inf"))
         return own[:, 0] - others.logsumexp(dim=1)
 
+    def _local_log_odds(self, last: Tensor, logits: Tensor) -> Tensor:
+        """Log odds of the explained output at each place of the last feature map, (B, 1, h, w).
+
+        Where a linear head sits on an average over places, the logits are the average of these: the
+        class activation map. Other heads have no such map, and get their one value, (B, 1, 1, 1).
+        """
+        index = self.explained_index(logits)
+        head = self.target_model.get_classifier()
+        mapped = last.ndim == 4 and isinstance(head, nn.Linear)
+        if not mapped or last.shape[1] != head.in_features:
+            return self.log_odds(logits, index).view(-1, 1, 1, 1)
+        places = head(last.movedim(1, -1)).flatten(1, 2)  # (B, h · w, outputs)
+        count = places.shape[1]
+        local = self.log_odds(places.flatten(0, 1), index.repeat_interleave(count))
+        return local.view(-1, 1, *last.shape[-2:])
+
     def probability(self, images: Tensor) -> Tensor:
         """Probability of the explained output: (B, C, S, S) -> (B,) in [0, 1]."""
         return torch.sigmoid(self.log_odds(self.logits(images)))
@@ -171,8 +187,8 @@ class ExplainedNetwork(nn.Module):
         x = self.normalise(images)
         last, features = self.target_model.forward_intermediates(x)
         logits: Tensor = self.target_model.forward_head(last)
-        log_odds = self.log_odds(logits) if self.architecture.follows else None
-        mask = self.explanation_module.mask(x, features, log_odds)
+        local = self._local_log_odds(last, logits) if self.architecture.follows else None
+        mask = self.explanation_module.mask(x, features, local)
         return logits, self.smoothing(mask, kernels)
 
     def explain(self, images: Tensor) -> tuple[Tensor, Tensor]:

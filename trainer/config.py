@@ -47,8 +47,8 @@ class TrainingConfig:
     all steps over which λ₁ rises from 0; at its full price from the start an untrained mask
     vanishes before it has found what lowers p, and does not come back. binary_weight: λ₂ of NEM-U.
     response, exponent, fall_only, preservation, fill: see objectives.py. scaled: the response is
-    divided by its mean on training positives. follows: the mask is told the log odds of the output,
-    so that there is little of it where there is little to explain.
+    divided by its mean on training positives. follows: the mask is told the log odds of the
+    output, place by place, so that there is little of it where there is little to explain.
     sensitivity: the validation sensitivity that the decision threshold shall reach; None chooses it
     by Youden's J.
     """
