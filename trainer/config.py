@@ -89,7 +89,7 @@ class TrainingConfig:
     decoder_width: int = 64
     decoder_norm: Norm = "batch"
     neighbourhood: int = 21
-    area_weight: float = 1.5
+    area_weight: float = 1.25
     area_warmup: float = 0.6
     binary_weight: float = 0.25
     response: Response = "evidence"
