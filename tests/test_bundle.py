@@ -162,7 +162,8 @@ def test_key_missing(copy: Path, key: str) -> None:
     ("changes", "words"),
     [
         ({"colour": "red"}, "colour"),
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version"),
+        ({"schema_version": 3}, "schema_version"),
         ({"decision_threshold": 1.5}, "decision_threshold"),
         ({"decision_threshold": "high"}, "decision_threshold"),
         ({"mask_threshold": 0}, "mask_threshold"),

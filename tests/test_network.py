@@ -6,16 +6,18 @@ import torch
 from conftest import random_network
 from torch.nn import functional as F
 
+from nemt_dicom.decoders import NeighbourhoodAveraging, Norm, UNetDecoder
 from nemt_dicom.network import (
     Architecture,
     ExplainedNetwork,
     Fill,
-    NeighbourhoodAveraging,
     blurred,
     filled,
     remove,
     responses_without_and_with,
 )
+from trainer.augment import smoothing_kernels
+from trainer.draws import Draws
 
 SIDES = [1, 2, 5, 20, 21]
 
@@ -42,17 +44,25 @@ def naive_average(mask: np.ndarray, side: int) -> np.ndarray:
 @pytest.mark.parametrize("side", SIDES)
 def test_evaluation_is_the_uniform_average(side: int) -> None:
     mask = torch.rand(2, 1, 40, 33)
-    found = NeighbourhoodAveraging(side).eval()(mask)
+    found = NeighbourhoodAveraging(side)(mask)
     for i in range(2):
         assert np.allclose(found[i, 0], naive_average(mask[i, 0].numpy(), side), atol=1e-5)
+
+
+def kernels(count: int, side: int, epoch: int = 1) -> torch.Tensor | None:
+    """The trainer's random kernels of `count` examples in one epoch."""
+    draws = Draws((1, "explanation module", epoch), np.arange(count))
+    return smoothing_kernels(draws, side, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("training", [True, False])
 def test_constant_stays_constant(side: int, training: bool) -> None:
-    smoothing = NeighbourhoodAveraging(side).train(training)
+    smoothing = NeighbourhoodAveraging(side)
     for value in (0.0, 0.3, 1.0):
-        found = smoothing(torch.full((3, 1, 48, 48), value))
+        mask = torch.full((3, 1, 48, 48), value)
+        found = smoothing(mask, kernels(3, side) if training else None)
+        assert found.shape == mask.shape
         assert torch.allclose(found, torch.full_like(found, value), atol=1e-5)
 
 
@@ -61,28 +71,42 @@ def test_training_kernels_are_positive_sum_to_one_and_differ(side: int) -> None:
     """A single bright pixel shows the kernel itself."""
     mask = torch.zeros(4, 1, 64, 64)
     mask[:, :, 32, 32] = 1
-    kernels = NeighbourhoodAveraging(side).train()(mask)
-    assert (kernels >= 0).all()
-    assert torch.allclose(kernels.sum(dim=(-2, -1)), torch.ones(4, 1), atol=1e-5)
-    assert ((kernels > 0).sum(dim=(-2, -1)) == side * side).all()
+    shown = NeighbourhoodAveraging(side)(mask, kernels(4, side))
+    assert (shown >= 0).all()
+    assert torch.allclose(shown.sum(dim=(-2, -1)), torch.ones(4, 1), atol=1e-5)
+    assert ((shown > 0).sum(dim=(-2, -1)) == side * side).all()
     for i in range(3):
-        assert not torch.allclose(kernels[i], kernels[i + 1])
+        assert not torch.allclose(shown[i], shown[i + 1])
 
 
-def test_training_gives_another_kernel_each_pass() -> None:
-    smoothing = NeighbourhoodAveraging(21).train()
+@pytest.mark.parametrize("side", [4, 5])
+def test_every_mask_meets_its_own_kernel(side: int) -> None:
+    mask, own = torch.rand(3, 1, 12, 9), kernels(3, side)
+    assert own is not None
+    found = NeighbourhoodAveraging(side)(mask, own)
+    before, after = side // 2, side - 1 - side // 2
+    for i in range(3):
+        padded = np.pad(mask[i, 0].numpy(), ((before, after), (before, after)), mode="edge")
+        for row, column in np.ndindex(12, 9):
+            window = padded[row : row + side, column : column + side]
+            expected = float((window * own[i].numpy()).sum())
+            assert float(found[i, 0, row, column]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_training_gives_another_kernel_each_epoch() -> None:
+    smoothing = NeighbourhoodAveraging(21)
     mask = torch.rand(1, 1, 64, 64)
-    assert not torch.equal(smoothing(mask), smoothing(mask))
+    once, again, later = (smoothing(mask, kernels(1, 21, epoch)) for epoch in (1, 1, 2))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, later)
 
 
 def test_expectation_of_training_is_evaluation() -> None:
     smoothing = NeighbourhoodAveraging(21)
-    mask = torch.rand(1, 1, 48, 48)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        many = smoothing.train()(mask.expand(400, -1, -1, -1)).mean(dim=0)
-    one = smoothing.eval()(mask)[0]
-    single = (smoothing.train()(mask)[0] - one).abs().max()
+    mask = torch.rand(1, 1, 48, 48, generator=torch.Generator().manual_seed(0))
+    each = smoothing(mask.expand(400, -1, -1, -1), kernels(400, 21))
+    many, one = each.mean(dim=0), smoothing(mask)[0]
+    single = (each[0] - one).abs().max()
     assert (many - one).abs().max() < 0.003
     assert (many - one).abs().max() < single / 3
 
@@ -91,18 +115,19 @@ def test_expectation_of_training_is_evaluation() -> None:
 def test_evidence_does_not_come_out_at_the_other_side(training: bool) -> None:
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., :3, :] = 1
-    found = NeighbourhoodAveraging(21).train(training)(mask)
+    own = kernels(1, 21) if training else None
+    found = NeighbourhoodAveraging(21)(mask, own)
     assert found[..., :8, :].min() > 0
     assert (found[..., 20:, :] == 0).all()
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 0, 0] = 1
-    found = NeighbourhoodAveraging(21).train(training)(mask)
+    found = NeighbourhoodAveraging(21)(mask, own)
     assert (found[..., :, 20:] == 0).all()
 
 
 def test_smoothing_passes_gradients() -> None:
     mask = torch.rand(2, 1, 48, 48, requires_grad=True)
-    NeighbourhoodAveraging(21).train()(mask).sum().backward()
+    NeighbourhoodAveraging(21)(mask, kernels(2, 21)).sum().backward()
     assert mask.grad is not None
     assert mask.grad.sum() == pytest.approx(2 * 48 * 48, rel=1e-3)
 
@@ -234,6 +259,24 @@ def test_blur_is_a_gaussian_that_keeps_a_constant() -> None:
     assert blurred(torch.rand(1, 1, 32, 32), 40.0).shape == (1, 1, 32, 32)
 
 
+@pytest.mark.parametrize("side", [224, 320])
+def test_a_wide_blur_is_the_same_though_it_averages_down_first(side: int) -> None:
+    sigma = 10 * side / 224
+    batch, reach = images(2, side), int(3 * sigma + 0.5)
+    x = torch.arange(-reach, reach + 1.0)
+    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = F.pad(batch, (reach,) * 4, mode="replicate")
+    exact = F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    assert (blurred(batch, sigma) - exact).abs().max() < 0.02
+    colours = torch.cat([batch, 1 - batch, batch / 2], dim=1)
+    found = blurred(colours, sigma)
+    assert found.shape == colours.shape
+    for channel in range(3):  # none leaks into another
+        alone = blurred(colours[:, channel : channel + 1], sigma)
+        assert torch.allclose(found[:, channel : channel + 1], alone, atol=1e-6)
+
+
 @pytest.mark.parametrize("fill", ["black", "mean", "blur"])
 @torch.inference_mode()
 def test_responses_without_and_with_the_segment(fill: Fill) -> None:
@@ -288,3 +331,116 @@ def test_target_picks_its_own_output() -> None:
     logits = one.logits(batch)
     assert torch.allclose(one.probability(batch), torch.sigmoid(logits[:, 0]), atol=1e-6)
     assert torch.allclose(other.probability(batch), torch.sigmoid(logits[:, 1]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder_width": 12}, "multiple of 8"),
+        ({"activation": "softmax", "outputs": ("pneumonia",)}, "at least two"),
+        ({"explains": "representation"}, "no other target"),
+        (
+            {"explains": "representation", "outputs": (), "target": "representation"},
+            "no other target",
+        ),
+    ],
+)
+def test_architectures_that_contradict_themselves(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        architecture(**changes)
+
+
+def softmax(explains: str = "target") -> ExplainedNetwork:
+    """Three classes that exclude each other; "b" is the target."""
+    network = ExplainedNetwork(
+        architecture(outputs=("a", "b", "c"), target="b", activation="softmax", explains=explains)
+    )
+    head = network.target_model.get_classifier()
+    torch.nn.init.normal_(head.weight, std=0.4, generator=torch.Generator().manual_seed(4))
+    return network
+
+
+@torch.inference_mode()
+def test_log_odds_of_a_class_are_those_of_its_softmax_probability() -> None:
+    network = softmax()
+    logits = torch.tensor([[0.0, 0.0, 0.0], [2.0, -1.0, 0.5], [-30.0, 60.0, 1.0]])
+    p = torch.softmax(logits.double(), dim=1)
+    for k in range(3):
+        found = network.log_odds(logits, torch.full((3,), k)).double()
+        assert torch.allclose(torch.sigmoid(found), p[:, k], atol=1e-6)
+        assert torch.allclose(found[:2], (p[:, k].log() - (-p[:, k]).log1p())[:2], atol=1e-5)
+    assert network.log_odds(logits)[2] == pytest.approx(59, abs=1e-3)  # no overflow to infinity
+    batch = images(3)
+    expected = torch.softmax(network.logits(batch), dim=1)[:, 1]
+    assert torch.allclose(network.probability(batch), expected, atol=1e-6)
+    assert torch.allclose(network.explain(batch)[0], expected, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_the_predicted_output_is_each_images_own() -> None:
+    network = softmax("predicted")
+    logits = torch.tensor([[3.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
+    assert network.explained_index(logits).tolist() == [0, 2]
+    batch = images(8)
+    p = torch.softmax(network.logits(batch), dim=1)
+    assert torch.allclose(network.probability(batch), p.max(dim=1).values, atol=1e-6)
+    sigmoid = ExplainedNetwork(architecture(explains="predicted"))
+    assert sigmoid.log_odds(logits[:, 1:]).tolist() == [1.0, 2.0]
+
+
+@torch.inference_mode()
+def test_a_representation_has_an_embedding_and_no_probability() -> None:
+    changes = {"outputs": (), "target": "representation", "activation": "none"}
+    pooled = ExplainedNetwork(architecture(explains="representation", **changes))
+    batch = images()
+    embedding, mask = pooled.explain(batch)
+    assert embedding.shape == (2, pooled.target_model.num_features)
+    assert mask.shape == batch.shape
+    with pytest.raises(ValueError, match="no probability"):
+        pooled.probability(batch)
+    projected = ExplainedNetwork(architecture(explains="representation", embedding=5, **changes))
+    assert projected.explain(batch)[0].shape == (2, 5)
+
+
+# --- decoders ---
+
+
+def decoder(norm: Norm = "batch", backbone: str = "test_resnet") -> ExplainedNetwork:
+    return ExplainedNetwork(architecture(decoder="unet", decoder_norm=norm, backbone=backbone))
+
+
+@torch.inference_mode()
+def test_the_papers_decoder_on_resnet50_has_nine_million_parameters() -> None:
+    module = decoder(backbone="resnet50").explanation_module
+    assert sum(p.numel() for p in module.parameters()) == pytest.approx(9.0e6, abs=0.05e6)
+    sides = [32, 16, 8, 4, 2]
+    widths = [64, 256, 512, 1024, 2048]
+    features = [torch.rand(1, w, s, s) for w, s in zip(widths, sides, strict=True)]
+    assert module.eval()(torch.rand(1, 3, 64, 64), features).shape == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize("name", ["light", "unet"])
+def test_group_norm_knows_no_other_image_of_the_batch(name: str) -> None:
+    batch = images(4)
+    for norm, same in (("group", True), ("batch", False)):
+        network = ExplainedNetwork(architecture(decoder=name, decoder_norm=norm)).train()
+        with torch.no_grad():
+            together, alone = network(batch)[1], network(batch[:2])[1]
+        assert torch.allclose(together[:2], alone, atol=1e-5) is same
+        kinds = {type(m).__name__ for m in network.explanation_module.modules()}
+        assert {"batch": "BatchNorm2d", "group": "GroupNorm"}[norm] in kinds
+        assert {"batch": "GroupNorm", "group": "BatchNorm2d"}[norm] not in kinds
+
+
+def test_the_unet_sees_the_image_itself() -> None:
+    """Its finest input is the image: two that share all features get two masks."""
+    module = decoder().explanation_module.eval()
+    _, features = decoder().target_model.forward_intermediates(images().expand(-1, 3, -1, -1))
+    first, second = (module(torch.rand(2, 3, 96, 96), features) for _ in range(2))
+    assert first.shape == (2, 1, 96, 96)
+    assert not torch.allclose(first, second, atol=1e-6)
+
+
+def test_a_unet_takes_five_stages_at_most() -> None:
+    with pytest.raises(ValueError, match="5 stages at most"):
+        UNetDecoder([8] * 6, "batch")
