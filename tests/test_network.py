@@ -443,4 +443,4 @@ def test_the_unet_sees_the_image_itself() -> None:
 
 def test_a_unet_takes_five_stages_at_most() -> None:
     with pytest.raises(ValueError, match="5 stages at most"):
-        UNetDecoder([8] * 6, "batch")
+        UNetDecoder([8] * 6, "batch", follows=False)
