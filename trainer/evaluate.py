@@ -117,6 +117,11 @@ def _timed(method: Method, network: ExplainedNetwork) -> Callable[[Images], Maps
     return lambda images: method.maps(network, images)
 
 
+def require_ground_truth(examples: Examples) -> None:
+    """Raises `DataError` where ground truth does not fit its image: before a run, not after it."""
+    _truth(examples)
+
+
 def _truth(examples: Examples) -> tuple[NDArray[np.intp], Regions]:
     """Rows of the positives that have ground truth, and it: (n,), (n, S, S)."""
     found: Mapping[int, Regions] = {

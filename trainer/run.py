@@ -27,7 +27,7 @@ from .classifier import ClassifierStage
 from .config import Places, TrainingConfig
 from .datasets import Dataset, find_cases
 from .distributed import Team
-from .evaluate import evaluate
+from .evaluate import evaluate, require_ground_truth
 from .explanation import ExplanationStage, soft_masks
 from .origin import describe_bundle, device_name
 from .progress import Progress
@@ -98,7 +98,10 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
 
 
 def prepare(config: TrainingConfig, places: Places, team: Team, progress: Progress) -> Prepared:
-    """Reads the tables, then the images into the cache, and builds the network."""
+    """Reads the tables, then every image into the cache, and builds the network.
+
+    What is wrong with the test split is found here, not when training is over.
+    """
     dataset = find_cases(
         places.folders,
         target=config.target,
@@ -112,9 +115,12 @@ def prepare(config: TrainingConfig, places: Places, team: Team, progress: Progre
     if places.compile:
         network.compile()
         network.target_model.compile()
-    train, validation = (
-        load_split(dataset, split, config, places, progress) for split in ("train", "validation")
+    train, validation, test = (
+        load_split(dataset, split, config, places, progress)
+        for split in ("train", "validation", "test")
     )
+    for examples in (train, test):
+        require_ground_truth(examples)
     network.to(team.device)
     return Prepared(dataset=dataset, train=train, validation=validation, network=network)
 
