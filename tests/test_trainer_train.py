@@ -1,0 +1,220 @@
+"""The loop: resuming after a kill, several processes, parts of a batch, and what ends a run."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+from synthetic_sets import write_nih
+
+from nemt_dicom.errors import TrainingError
+from trainer.cli import main
+from trainer.config import TrainingConfig
+from trainer.distributed import Team
+from trainer.explanation import LARGEST_AREA, SMALLEST_AREA, require_not_collapsed
+from trainer.train import batches, read_ahead
+
+OPTIONS = [
+    "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
+    "--classifier-epochs", "3", "--mask-epochs", "3", "--batch", "4", "--threads", "1",
+    "--area-weight", "0.001", "--any-change", "--unscaled", "--classifier-lr", "0.01",
+]  # fmt: skip
+"""A mask that neither vanishes nor covers everything, of a classifier that has learnt little."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_nih(tmp_path_factory.mktemp("set") / "nih", count=128)  # has no boxes to evaluate
+
+
+def command(data: Path, out: Path, *options: str) -> list[str]:
+    return [*OPTIONS, "--data", str(data), "--out", str(out), *options]
+
+
+def start(arguments: list[str], *, module: str = "trainer.cli") -> subprocess.Popen[bytes]:
+    """`nemt-train` as a process of its own, from this checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def losses(out: Path, part: str) -> list[float]:
+    with (out / "run" / "metrics.csv").open(encoding="utf-8") as file:
+        return [
+            float(row["value"])
+            for row in csv.DictReader(file)
+            if row["part"] == part and row["figure"] == "train_loss"
+        ]
+
+
+def epochs_done(out: Path, part: str) -> int:
+    return len(losses(out, part)) if (out / "run" / "metrics.csv").is_file() else 0
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "bundle"
+    assert start(command(data, out)).wait() == 0
+    return out
+
+
+@pytest.mark.parametrize("part", ["classifier", "explanation module"])
+def test_a_killed_run_goes_on_to_the_same_bits(
+    data: Path, uninterrupted: Path, tmp_path: Path, part: str
+) -> None:
+    out = tmp_path / "bundle"
+    process = start(command(data, out))
+    while epochs_done(out, part) < 1:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    time.sleep(0.1)  # into the next epoch
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "manifest.json").exists()
+    assert epochs_done(out, part) < 3
+    assert main(command(data, out, "--resume")) == 0
+    name = "model.safetensors"
+    assert (out / name).read_bytes() == (uninterrupted / name).read_bytes()
+    assert losses(out, part) == losses(uninterrupted, part)
+    assert not (out / "run" / "checkpoint.pt").exists()
+
+
+def test_what_cannot_be_resumed(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    assert main(command(data, out, "--resume")) == 1
+    assert "has no checkpoint" in capsys.readouterr().err
+    process = start(command(data, out))
+    while epochs_done(out, "classifier") < 1:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert main(command(data, out)) == 1
+    assert "go on with --resume" in capsys.readouterr().err
+    assert main(command(data, out, "--resume", "--seed", "7")) == 1
+    assert "other settings (seed)" in capsys.readouterr().err
+    (out / "run" / "checkpoint.pt").write_bytes(b"damaged")
+    assert main(command(data, out, "--resume")) == 1
+    assert "cannot be resumed from" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def target_model(uninterrupted: Path) -> Path:
+    """The classifier of a run, so that only the explanation module is trained."""
+    path = uninterrupted.parent / "target.safetensors"
+    weights = load_file(uninterrupted / "model.safetensors")
+    save_file(
+        {k.removeprefix("target_model."): v for k, v in weights.items() if "target_model" in k},
+        path,
+    )
+    return path
+
+
+def mask_only(target_model: Path, *, epochs: int) -> tuple[str, ...]:
+    """Options for the explanation module alone, in a form that sums the same in any parts."""
+    return (
+        "--target-model", str(target_model), "--mask-epochs", str(epochs), "--area-weight", "0.1",
+        "--decoder-norm", "group", "--no-bfloat16",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("augmentation", [(), ("--no-augment",)], ids=["augmented", "plain"])
+def test_two_processes_train_as_one(
+    data: Path, target_model: Path, tmp_path: Path, augmentation: tuple[str, ...]
+) -> None:
+    given = (*mask_only(target_model, epochs=2), *augmentation)
+    assert main(command(data, tmp_path / "one", *given)) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    arguments = [*launch, "-m", "trainer.cli", *command(data, tmp_path / "two", *given)]
+    assert start(arguments, module="torch.distributed.run").wait() == 0
+    one, two = (losses(tmp_path / name, "explanation module") for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=1e-4)
+    assert len(one) == 2
+    assert one[0] != one[1]
+
+
+def test_parts_of_a_batch_add_up_to_it(data: Path, target_model: Path, tmp_path: Path) -> None:
+    given = mask_only(target_model, epochs=1)
+    for name, parts in (("whole", "1"), ("parts", "3")):
+        assert main(command(data, tmp_path / name, *given, "--accumulate", parts)) == 0
+    whole, parts = (losses(tmp_path / n, "explanation module") for n in ("whole", "parts"))
+    assert parts == pytest.approx(whole, abs=1e-4)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(data, tmp_path / "nan", "--classifier-lr", "1e30")) == 1
+    error = capsys.readouterr().err
+    assert "NaN" in error
+    assert "try a smaller" in error
+
+
+def test_a_mask_that_vanishes_ends_the_run(
+    data: Path, target_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--target-model", str(target_model), "--area-weight", "1000", "--area-warmup", "0")
+    assert main(command(data, tmp_path / "gone", *given)) == 1
+    error = capsys.readouterr().err
+    assert "collapsed to nothing" in error
+    assert "--area-weight" in error
+
+
+def test_what_counts_as_a_collapse() -> None:
+    require_not_collapsed(0.2)
+    for area, text in (
+        (SMALLEST_AREA / 2, "to nothing"),
+        ((1 + LARGEST_AREA) / 2, "over everything"),
+        (float("nan"), "NaN"),
+    ):
+        with pytest.raises(TrainingError, match=text):
+            require_not_collapsed(area)
+
+
+def test_every_example_once_an_epoch_but_for_a_part_of_a_batch() -> None:
+    config = TrainingConfig(batch=8)
+    planned = batches(config, "classifier", 1, 43)
+    assert [len(rows) for rows in planned] == [8] * 5
+    assert len(set(np.concatenate(planned))) == 40
+    few = batches(config, "classifier", 1, 5)
+    assert [len(rows) for rows in few] == [5]
+    again = batches(replace(config), "classifier", 1, 43)
+    assert all(np.array_equal(a, b) for a, b in zip(planned, again, strict=True))
+
+
+class Numbered:
+    """Examples whose images hold their own number."""
+
+    def take(self, rows) -> np.ndarray:
+        return np.asarray(rows, np.float32)[:, None, None, None]
+
+
+def test_images_come_in_the_order_of_their_batches_and_are_shared_out() -> None:
+    planned = batches(TrainingConfig(batch=6), "classifier", 1, 30)
+    device = torch.device("cpu")
+    found: list[list[float]] = [[], []]
+    for rank in (0, 1):
+        team = Team(rank=rank, size=2, device=device)
+        for rows, images in read_ahead(Numbered(), planned, team):  # type: ignore[arg-type]
+            assert images.flatten().tolist() == rows[rank::2].tolist()
+            found[rank] += images.flatten().tolist()
+    assert sorted(found[0] + found[1]) == list(range(30))
