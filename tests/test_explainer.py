@@ -149,7 +149,7 @@ def test_figures_are_those_of_a_direct_computation(
 @torch.inference_mode()
 def test_mask_beside_the_image_is_no_part_of_the_segment(explainer: Explainer) -> None:
     """Filling the black beside the image with its mean would change the response by itself."""
-    source = radiograph(11, 40, 200)
+    source = radiograph(11, 200, 90)
     tensor, geometry = explainer.bundle.preprocessing(source)
     image = torch.from_numpy(tensor)[None]
     _, mask = explainer.network.explain(image)

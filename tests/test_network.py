@@ -339,6 +339,7 @@ def test_target_picks_its_own_output() -> None:
         ({"decoder_width": 12}, "multiple of 8"),
         ({"activation": "softmax", "outputs": ("pneumonia",)}, "at least two"),
         ({"explains": "representation"}, "no other target"),
+        ({"explains": "representation", "follows": True}, "no log odds"),
         (
             {"explains": "representation", "outputs": (), "target": "representation"},
             "no other target",
@@ -444,3 +445,46 @@ def test_the_unet_sees_the_image_itself() -> None:
 def test_a_unet_takes_five_stages_at_most() -> None:
     with pytest.raises(ValueError, match="5 stages at most"):
         UNetDecoder([8] * 6, "batch", follows=False)
+
+
+# --- the mask follows the prediction, place by place ---
+
+
+@torch.inference_mode()
+def test_local_log_odds_average_to_the_logit() -> None:
+    """The head is linear and the pooling an average: what a class activation map rests on."""
+    network = random_network("test_resnet")
+    batch = images(3)
+    last, _ = network.target_model.forward_intermediates(network.normalise(batch))
+    logits = network.target_model.forward_head(last)
+    local = network._local_log_odds(last, logits)
+    assert local.shape == (3, 1, *last.shape[-2:])
+    assert local.std() > 0
+    assert torch.allclose(local.mean(dim=(-3, -2, -1)), logits[:, 1], atol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_mask_rises_where_the_local_log_odds_do() -> None:
+    plain = random_network("test_resnet", neighbourhood=1)
+    network = ExplainedNetwork(architecture(backbone="test_resnet", neighbourhood=1, follows=True))
+    network.load_state_dict(plain.state_dict() | {"explanation_module.gain": torch.tensor(0.0)})
+    batch = images(3)
+    assert torch.allclose(network(batch)[1], plain(batch)[1], atol=1e-6)
+    network.explanation_module.gain.fill_(0.7)
+    x = network.normalise(batch)
+    last, _ = network.target_model.forward_intermediates(x)
+    local = network._local_log_odds(last, network.target_model.forward_head(last))
+    finer = F.interpolate(local, size=batch.shape[-2:], mode="bilinear")
+    expected = torch.sigmoid(torch.logit(plain(batch)[1]) + 0.7 * finer)
+    assert torch.allclose(network(batch)[1], expected, atol=1e-4)
+
+
+def test_the_gain_is_trained_and_the_head_is_not() -> None:
+    network = ExplainedNetwork(architecture(follows=True)).train()
+    torch.nn.init.normal_(network.target_model.get_classifier().weight, std=0.3)
+    network(images())[1].mean().backward()
+    gain = network.explanation_module.gain
+    assert gain is not None
+    assert gain.grad is not None
+    assert float(gain.grad.abs()) > 0
+    assert all(p.grad is None for p in network.target_model.parameters())

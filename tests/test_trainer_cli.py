@@ -47,6 +47,7 @@ def test_the_manifest_holds_recipe_data_and_figures(trained: Path) -> None:
     manifest = json.loads((trained / "manifest.json").read_text("utf-8"))
     assert manifest["training"]["recipe"]["classifier_epochs"] == 2
     assert manifest["training"]["half_precision_changes_answer"] < 0.005
+    assert manifest["training"]["weights"] == "float16"
     assert manifest["data"]["splits"]["RSNA test"] == {
         "images": 16, "positives": 8, "patients": 16,
     }  # fmt: skip
@@ -150,7 +151,7 @@ def test_wrong_usage_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
-    assert "never take part in training" in capsys.readouterr().out
+    assert "Boxes and lesion masks never take part in training" in capsys.readouterr().out
 
 
 def test_the_distribution_owns_the_name_trainer() -> None:

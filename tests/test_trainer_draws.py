@@ -1,84 +1,155 @@
-"""Random numbers that depend on seed, stage, epoch, use and example, and what is made of them."""
+"""What is drawn at random depends on what it is for and on the example, and on nothing else."""
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from trainer.augment import augment, occlude, smoothing_kernels
 from trainer.draws import Draws, shuffled
 
 KEY = (1, "classifier", 3)
+CPU = torch.device("cpu")
 
 
-def draws(*rows: int, key: tuple[int | str, ...] = KEY) -> Draws:
+def draws(rows: list[int], key: tuple[int | str, ...] = KEY) -> Draws:
     return Draws(key, np.array(rows))
 
 
-def images(count: int) -> torch.Tensor:
-    return torch.rand(count, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def test_an_example_draws_the_same_in_any_batch() -> None:
-    alone = draws(7).uniform("augment", 5)
-    among = draws(3, 7, 9).uniform("augment", 5)
-    assert torch.equal(among[1], alone[0])
-
-
-def test_uses_epochs_stages_seeds_and_examples_draw_apart() -> None:
-    base = draws(7).uniform("augment", 100)
-    others = [
-        draws(7).uniform("occlude", 100),
-        draws(8).uniform("augment", 100),
-        draws(7, key=(1, "classifier", 4)).uniform("augment", 100),
-        draws(7, key=(1, "explanation module", 3)).uniform("augment", 100),
-        draws(7, key=(2, "classifier", 3)).uniform("augment", 100),
+def images(rows: list[int], side: int = 48) -> Tensor:
+    """One smooth image an example, whatever batch it stands in."""
+    found = [
+        torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(100 + row)) for row in rows
     ]
-    for other in others:
-        assert abs(float(np.corrcoef(base[0], other[0])[0, 1])) < 0.4
-        assert not torch.equal(base, other)
+    coarse = torch.cat(found)
+    return torch.nn.functional.interpolate(coarse, size=side, mode="bicubic").clamp(0, 1)
+
+
+def test_numbers_do_not_depend_on_the_other_rows() -> None:
+    together = draws([5, 0, 7, 123_456]).uniform("augment", 6)
+    assert together.shape == (4, 6)
+    assert together.dtype == torch.float32
+    for i, row in enumerate((5, 0, 7, 123_456)):
+        assert torch.equal(draws([row]).uniform("augment", 6)[0], together[i])
+    assert torch.equal(draws([7, 5]).uniform("augment", 6), together[[2, 0]])
+
+
+def test_numbers_do_not_depend_on_what_else_is_drawn() -> None:
+    one, other = draws([3, 4]), draws([3, 4])
+    other.uniform("occlude", 50)
+    assert torch.equal(one.uniform("augment", 6), other.uniform("augment", 6))
+    assert torch.equal(one.uniform("augment", 6), other.uniform("augment", 6))
+    torch.manual_seed(9)
+    np.random.seed(9)
+    assert torch.equal(one.uniform("augment", 6), other.uniform("augment", 6))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [(2, "classifier", 3), (1, "explanation module", 3), (1, "classifier", 4), (1, "classifier")],
+)
+def test_another_seed_stage_or_epoch_draws_others(key: tuple[int | str, ...]) -> None:
+    assert not (draws([3], key).uniform("augment", 9) == draws([3]).uniform("augment", 9)).any()
+    assert not np.array_equal(shuffled(key, 40), shuffled(KEY, 40))
+
+
+def test_another_use_or_row_draws_others() -> None:
+    found = draws([3, 4]).uniform("augment", 9)
+    assert not (found[0] == found[1]).any()
+    assert not (draws([3]).uniform("occlude", 9)[0] == found[0]).any()
 
 
 def test_numbers_are_uniform() -> None:
-    values = draws(*range(2000)).uniform("x", 10)
-    assert float(values.min()) >= 0
-    assert float(values.max()) < 1
-    assert float(values.mean()) == pytest.approx(0.5, abs=0.01)
-    assert float(values.std()) == pytest.approx(12**-0.5, abs=0.01)
+    found = draws(list(range(4000))).uniform("augment", 5)
+    assert found.min() >= 0
+    assert found.max() < 1
+    for column in found.T:
+        counts = torch.histc(column, bins=10, min=0, max=1)
+        assert counts.min() > 320  # 400 expected, standard deviation 19
+        assert counts.max() < 480
+    together = np.corrcoef(found.T.numpy())
+    assert np.abs(together - np.eye(5)).max() < 0.08
+    assert abs(np.corrcoef(found[:-1, 0], found[1:, 0])[0, 1]) < 0.08  # neighbouring rows
 
 
-def test_an_epochs_order_is_a_permutation_of_its_own() -> None:
-    first, second = (shuffled((1, "classifier", epoch), 50) for epoch in (1, 2))
-    assert sorted(first) == sorted(second) == list(range(50))
-    assert list(first) == list(shuffled((1, "classifier", 1), 50)) != list(second)
+def test_an_order_holds_every_number_once() -> None:
+    order = shuffled(KEY, 101)
+    assert sorted(order) == list(range(101))
+    assert np.array_equal(order, shuffled(KEY, 101))
+    assert not np.array_equal(order, np.arange(101))
 
 
-@pytest.mark.parametrize("change", [lambda x, d: augment(x, d, mirror=True), occlude])
-def test_an_image_is_changed_by_its_own_draws_alone(change) -> None:
-    x = images(3)
-    together = change(x, draws(4, 5, 6))
-    alone = change(x[1:2], draws(5))
-    assert torch.allclose(together[1:2], alone, atol=1e-6)
-    assert not torch.allclose(together[1:2], x[1:2], atol=1e-2) or change is occlude
+@pytest.mark.parametrize("mirror", [True, False])
+def test_an_example_is_augmented_alike_in_any_batch(mirror: bool) -> None:
+    rows = [4, 9, 2, 77]
+    together = augment(images(rows), draws(rows), mirror=mirror)
+    assert together.shape == (4, 1, 48, 48)
+    assert together.min() >= 0
+    assert together.max() <= 1
+    for i, row in enumerate(rows):
+        alone = augment(images([row]), draws([row]), mirror=mirror)
+        assert torch.allclose(alone[0], together[i], atol=1e-6)
+    later = augment(images(rows), draws(rows, (1, "classifier", 4)), mirror=mirror)
+    assert all(not torch.allclose(a, b, atol=1e-2) for a, b in zip(later, together, strict=True))
+
+
+def test_an_example_is_occluded_alike_in_any_batch() -> None:
+    rows = list(range(60))
+    together = occlude(images(rows), draws(rows))
+    for row in (0, 1, 2, 17, 59):
+        alone = occlude(images([row]), draws([row]))
+        assert torch.allclose(alone[0], together[row], atol=1e-6)
+    same = (together == images(rows)).flatten(1).all(dim=1)
+    assert 15 < int(same.sum()) < 45  # half of them, give or take
+    changed = ((together - images(rows)).abs() > 0.02).float().mean(dim=(1, 2, 3))[~same]
+    assert changed.max() < 0.55
+
+
+def test_colours_are_moved_together() -> None:
+    rows = [1, 2, 3]
+    grey = images(rows)
+    colour = augment(grey.expand(-1, 3, -1, -1), draws(rows), mirror=True)
+    assert colour.shape == (3, 3, 48, 48)
+    alone = augment(grey, draws(rows), mirror=True)
+    assert torch.allclose(colour, alone.expand(-1, 3, -1, -1), atol=1e-6)
 
 
 def test_no_image_is_turned_upside_down() -> None:
-    bright_top = torch.zeros(64, 1, 32, 32)
-    bright_top[:, :, :8] = 1
-    found = augment(bright_top, draws(*range(64)), mirror=True)
-    assert (found[:, 0, :8].mean((1, 2)) > found[:, 0, -8:].mean((1, 2)) + 0.3).all()
+    rows = list(range(200))
+    top = torch.zeros(200, 1, 32, 32)
+    top[:, :, :12] = 0.9
+    found = augment(top, draws(rows), mirror=True)
+    assert (found[:, :, :10].mean(dim=(1, 2, 3)) > found[:, :, -10:].mean(dim=(1, 2, 3))).all()
 
 
-def test_half_of_the_images_are_occluded() -> None:
-    x = images(200)
-    changed = (occlude(x, draws(*range(200))) - x).abs().amax((1, 2, 3)) > 1e-3
-    assert 0.4 < float(changed.float().mean()) < 0.6
+def test_half_are_mirrored_where_that_is_allowed() -> None:
+    rows = list(range(200))
+    left = torch.zeros(200, 1, 32, 32)
+    left[:, :, :, :12] = 0.9
+
+    def mirrored(allowed: bool) -> int:
+        found = augment(left, draws(rows), mirror=allowed)
+        right = found[..., -10:].mean(dim=(1, 2, 3)) > found[..., :10].mean(dim=(1, 2, 3))
+        return int(right.sum())
+
+    assert 70 < mirrored(True) < 130
+    assert mirrored(False) == 0
 
 
-def test_smoothing_kernels_are_positive_and_sum_to_one() -> None:
-    kernels = smoothing_kernels(draws(1, 2, 3), 21, torch.device("cpu"))
-    assert kernels is not None
-    assert kernels.shape == (3, 21, 21)
-    assert (kernels > 0).all()
-    assert torch.allclose(kernels.sum((1, 2)), torch.ones(3), atol=1e-5)
-    assert not torch.equal(kernels[0], kernels[1])
-    assert smoothing_kernels(draws(1), 1, torch.device("cpu")) is None
+@pytest.mark.parametrize("side", [2, 14, 21])
+def test_kernels_are_positive_sum_to_one_and_are_each_examples_own(side: int) -> None:
+    rows = [8, 3, 900]
+    found = smoothing_kernels(draws(rows), side, CPU)
+    assert found is not None
+    assert found.shape == (3, side, side)
+    assert found.min() > 0
+    assert torch.allclose(found.sum(dim=(1, 2)), torch.ones(3), atol=1e-5)
+    assert not torch.allclose(found[0], found[1])
+    for i, row in enumerate(rows):
+        alone = smoothing_kernels(draws([row]), side, CPU)
+        assert alone is not None
+        assert torch.equal(alone[0], found[i])
+
+
+def test_no_smoothing_draws_nothing() -> None:
+    assert smoothing_kernels(draws([1]), 1, CPU) is None

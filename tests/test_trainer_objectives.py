@@ -1,17 +1,37 @@
-"""The deletion objective on a network whose answer is known: it looks at one patch."""
+"""The objectives on a network whose answer is known: it looks at one patch."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+from typing import Literal as OneOf
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_network
 from torch import Tensor
 
+from nemt_dicom.decoders import Norm
 from nemt_dicom.network import ExplainedNetwork
-from trainer.objectives import Deletion, respond
+from trainer.augment import smoothing_kernels
+from trainer.draws import Draws
+from trainer.objectives import (
+    EXPECTED,
+    LOGIT_SCALE,
+    Deletion,
+    Literal,
+    Objective,
+    Randomness,
+    Representation,
+    Terms,
+    cosine_distance,
+    fill_of,
+    respond,
+)
 
 SIDE = 32
 PATCH = (slice(8, 16), slice(12, 24))
+PATCH_SHARE = 96 / SIDE**2
 OBJECTIVE = Deletion(
     area_weight=0.5,
     fill="black",
@@ -23,24 +43,60 @@ OBJECTIVE = Deletion(
 
 
 class Patch(torch.nn.Module):
-    """Probability: high where the patch is bright; nothing else counts."""
+    """Log odds: high where the patch is bright; nothing else counts. Called with a mask of its own.
 
-    def probability(self, images: Tensor) -> Tensor:
-        return torch.sigmoid(12 * (images[:, 0, *PATCH].mean(dim=(-2, -1)) - 0.5))
+    mask: logits (1, 1, S, S) that the objectives train when they ask this as a network.
+    """
+
+    explains_representation = False
+
+    def __init__(self, mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, 1)."""
+        return 12 * (images[:, :1, *PATCH].mean(dim=(-2, -1)) - 0.5)
+
+    def explained_index(self, logits: Tensor) -> Tensor:
+        return torch.zeros(len(logits), dtype=torch.int64)
+
+    def log_odds(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        return logits[:, 0]
+
+    def forward(self, images: Tensor, kernels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        assert self.mask is not None
+        return self.logits(images), torch.sigmoid(self.mask)
+
+
+class PatchEmbedding(Patch):
+    """An embedding that looks at one patch: its rows' brightness, and a constant."""
+
+    explains_representation = True
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, 9)."""
+        patch = images[:, 0, *PATCH].mean(dim=-1)
+        return torch.cat([patch, torch.full_like(patch[:, :1], 0.5)], dim=1)
 
 
 def bright(value: float = 0.9) -> Tensor:
     return torch.full((1, 1, SIDE, SIDE), value)
 
 
-def area_and_overlap(objective: Deletion, images: Tensor, steps: int = 150) -> tuple[float, float]:
+def area_and_overlap(
+    objective: Objective,
+    images: Tensor,
+    steps: int = 150,
+    make: Callable[[Tensor], Patch] = Patch,
+    start: float = 0.0,
+) -> tuple[float, float]:
     """A free mask trained by the objective: its mean, and its mean inside the patch."""
-    logits = torch.zeros(1, 1, SIDE, SIDE, requires_grad=True)
+    logits = torch.full((1, 1, SIDE, SIDE), start, requires_grad=True)
     optimiser = torch.optim.Adam([logits], lr=0.2)
-    network = Patch()
+    network: Any = make(logits)
     for _ in range(steps):
-        mask = torch.sigmoid(logits)
-        loss = objective.of_mask(network, images, network.probability(images), mask).loss.mean()
+        loss = objective(network, images, EXPECTED, 1.0).loss.mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -53,11 +109,35 @@ def area_and_overlap(objective: Deletion, images: Tensor, steps: int = 150) -> t
     [OBJECTIVE, replace(OBJECTIVE, response="evidence", exponent=1.0)],
     ids=["paper", "default"],
 )
-def test_the_mask_finds_the_evidence_and_nothing_else(objective) -> None:
+def test_the_mask_finds_the_evidence_and_nothing_else(objective: Deletion) -> None:
     area, inside = area_and_overlap(objective, bright())
-    patch_share = 96 / SIDE**2
     assert inside > 0.4
-    assert area < 1.5 * patch_share  # it collapses neither to nothing nor to everything
+    assert area < 1.5 * PATCH_SHARE  # it collapses neither to nothing nor to everything
+
+
+def test_the_literal_form_shrinks_the_mask_to_nothing() -> None:
+    """The printed equation keeps what it marks and charges for it: nothing marked is cheapest."""
+    printed = Literal(area_weight=0.5, fill="black", response="probability")
+    area, inside = area_and_overlap(printed, bright())
+    assert area < 0.01
+    assert inside < 0.05
+    whole = printed(untrained(9.0), bright(), EXPECTED, 1.0)
+    empty = printed(untrained(-9.0), bright(), EXPECTED, 1.0)
+    assert float(empty.loss) == pytest.approx(-(float(empty.fall) ** 2), abs=1e-3)
+    assert float(empty.loss) < float(whole.loss) == pytest.approx(0.5, abs=1e-3)
+
+
+def untrained(value: float, make: Callable[[Tensor], Patch] = Patch) -> Any:
+    """A network whose mask logits are one value."""
+    return make(torch.full((1, 1, SIDE, SIDE), value))
+
+
+def test_the_price_scales_the_area_only() -> None:
+    network = untrained(0.0)
+    for objective in (OBJECTIVE, Literal(area_weight=0.5, fill="black", response="probability")):
+        free, half, full = (objective(network, bright(), EXPECTED, p).loss for p in (0.0, 0.5, 1.0))
+        assert float(full - free) == pytest.approx(0.5 * 0.5, abs=1e-6)
+        assert float(half - free) == pytest.approx(0.5 * 0.5 / 2, abs=1e-6)
 
 
 def test_the_mask_stays_empty_where_there_is_nothing_to_explain() -> None:
@@ -65,13 +145,17 @@ def test_the_mask_stays_empty_where_there_is_nothing_to_explain() -> None:
     assert area < 0.02
 
 
+def of_mask(objective: Deletion, network: Any, images: Tensor, mask: Tensor) -> Terms:
+    background = fill_of(images, objective.fill, None)
+    return objective.of_mask(network, images, network.logits(images), mask, background)
+
+
 def test_an_empty_and_a_full_mask_are_worse_than_the_patch() -> None:
     images, network = bright(), Patch()
-    response = network.probability(images)
     patch = torch.zeros_like(images)
     patch[0, 0, *PATCH] = 1
     empty, full, right = (
-        float(OBJECTIVE.of_mask(network, images, response, mask).loss)
+        float(of_mask(OBJECTIVE, network, images, mask).loss)
         for mask in (torch.zeros_like(images), torch.ones_like(images), patch)
     )
     assert empty == 0
@@ -85,18 +169,13 @@ def test_a_larger_area_weight_gives_a_smaller_mask() -> None:
 
 
 def test_fall_only_earns_nothing_by_a_rise() -> None:
-    images, network = bright(0.1), Patch()
-    response = network.probability(images)
-
     class Rising(Patch):
-        def probability(self, images: Tensor) -> Tensor:
-            return 1 - super().probability(images)
+        def logits(self, images: Tensor) -> Tensor:
+            return -super().logits(images)
 
-    rising = Rising()
-    response = rising.probability(bright())
     mask = torch.ones(1, 1, SIDE, SIDE) * 0.9
-    fall_only = OBJECTIVE.of_mask(rising, bright(), response, mask)
-    any_change = replace(OBJECTIVE, fall_only=False).of_mask(rising, bright(), response, mask)
+    fall_only = of_mask(OBJECTIVE, Rising(), bright(), mask)
+    any_change = of_mask(replace(OBJECTIVE, fall_only=False), Rising(), bright(), mask)
     assert float(fall_only.fall) < -0.5
     assert float(fall_only.loss) == pytest.approx(0.5 * 0.9)
     assert float(any_change.loss) < float(fall_only.loss)
@@ -104,26 +183,180 @@ def test_fall_only_earns_nothing_by_a_rise() -> None:
 
 def test_preservation_charges_for_evidence_left_out() -> None:
     images, network = bright(), Patch()
-    response = network.probability(images)
     patch = torch.zeros_like(images)
     patch[0, 0, *PATCH] = 1
     objective = replace(OBJECTIVE, preservation=1.0)
 
     def charge(mask: Tensor) -> float:
-        with_term = objective.of_mask(network, images, response, mask).loss
-        return float(with_term - OBJECTIVE.of_mask(network, images, response, mask).loss)
+        with_term = of_mask(objective, network, images, mask).loss
+        return float(with_term - of_mask(OBJECTIVE, network, images, mask).loss)
 
     assert charge(patch) == pytest.approx(0, abs=1e-6)
     assert charge(torch.zeros_like(images)) > 0.5
 
 
-@pytest.mark.parametrize("fill", ["black", "mean", "blur"])
-def test_gradients_reach_the_explanation_module_only(fill) -> None:
-    network: ExplainedNetwork = random_network()
+def test_the_scale_divides_what_falls() -> None:
+    mask = torch.ones(1, 1, SIDE, SIDE)
+    plain = replace(OBJECTIVE, response="evidence", exponent=1.0, preservation=1.0)
+    fall = float(of_mask(replace(plain, area_weight=1e-9), Patch(), bright(), mask).loss)
+    scaled = replace(plain, area_weight=1e-9, scale=4.0)
+    assert float(of_mask(scaled, Patch(), bright(), mask).loss) == pytest.approx(fall / 4)
+    half = torch.zeros_like(mask)
+    half[0, 0, 8:12, 12:24] = 1  # half of the patch: some falls, some is not preserved
+    by_hand = [
+        float(respond(x, "evidence"))
+        for x in (Patch().logits(bright()), Patch().logits(bright() * (1 - half)))
+    ]
+    expected = -(by_hand[0] - by_hand[1]) / 4 + ((by_hand[0] - by_hand[1]) / 4) ** 2
+    assert float(of_mask(scaled, Patch(), bright(), half).loss) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_mixed_fill_is_a_third_of_each_and_blur_in_validation() -> None:
+    images = torch.rand(4, 1, SIDE, SIDE)
+    found = fill_of(images, "mixed", torch.tensor([0.1, 0.5, 0.9, 0.0]))
+    each = {fill: fill_of(images, fill, None) for fill in ("black", "mean", "blur")}
+    for row, fill in enumerate(("black", "mean", "blur", "black")):
+        assert torch.equal(found[row], each[fill][row])
+    assert torch.equal(fill_of(images, "mixed", None), each["blur"])
+
+
+# --- NEM-U ---
+
+NEM_U = Representation(area_weight=0.125, binary_weight=0.25, fill="black")
+
+
+def test_nem_u_finds_the_patch_that_the_embedding_looks_at() -> None:
+    images = bright()
+    images[0, 0, *PATCH] = torch.linspace(0.1, 1.0, 8)[:, None]
+    area, inside = area_and_overlap(NEM_U, images, 300, PatchEmbedding)
+    assert inside > 0.5
+    assert area < 1.2 * PATCH_SHARE
+
+
+class Directions(Patch):
+    """Embeddings given beforehand: of the image, of what is kept, of what is removed."""
+
+    def __init__(self, kept: list[float], removed: list[float]) -> None:
+        super().__init__(torch.zeros(1, 1, SIDE, SIDE))
+        self.given = iter(([1.0, 0.0], kept, removed))
+
+    def logits(self, images: Tensor) -> Tensor:
+        return torch.tensor([next(self.given)])
+
+
+def test_the_regulariser_rewards_kept_and_removed_that_lie_apart() -> None:
+    """Section 3.1: B = d(x, kept) - d(kept, removed); and the whole loss, by hand."""
+
+    def loss(kept: list[float], removed: list[float], weight: float = 0.25) -> float:
+        network: Any = Directions(kept, removed)
+        terms = replace(NEM_U, binary_weight=weight)(network, bright(), EXPECTED, 1.0)
+        return float(terms.loss)
+
+    along, across, against = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
+    area = 0.125 * 0.5
+    assert loss(along, against) == pytest.approx(area - 0.25)
+    assert loss(along, across) == pytest.approx(area - 0.25 / 2)
+    assert loss(along, along) == pytest.approx(area)
+    assert loss(across, across) == pytest.approx(area + 0.5 + 0.25 * 0.5)
+    assert loss(along, against) < loss(along, across) < loss(along, along)
+    assert loss(along, against, 0.0) == pytest.approx(area)
+
+
+def test_distance_is_half_of_one_less_the_cosine() -> None:
+    one = torch.tensor([[2.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
+    other = torch.tensor([[5.0, 0.0], [0.0, 7.0], [-1.0, 0.0]])
+    assert cosine_distance(one, other).tolist() == pytest.approx([0.0, 0.5, 1.0])
+
+
+# --- on a whole network ---
+
+
+def softmax_network(explains: OneOf["target", "predicted"]) -> ExplainedNetwork:
+    """Three classes that exclude each other; "b" is the target."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        network = ExplainedNetwork(
+            replace(
+                random_network().architecture,
+                outputs=("a", "b", "c"),
+                target="b",
+                activation="softmax",
+                explains=explains,
+            )
+        )
+        head = network.target_model.get_classifier()
+        torch.nn.init.normal_(head.weight, std=2.0)
+        with torch.no_grad():  # each class is some images' largest
+            logits = network.logits(smooth(24))
+            head.bias -= logits.mean(dim=0)
+            head.weight /= logits.std()
+            head.bias /= logits.std()
+    return network
+
+
+def smooth(count: int) -> Tensor:
+    coarse = torch.rand(count, 1, 9, 9, generator=torch.Generator().manual_seed(3))
+    return torch.nn.functional.interpolate(coarse, size=96, mode="bicubic").clamp(0, 1)
+
+
+@torch.inference_mode()
+def test_the_predicted_output_of_each_image_is_explained_before_and_after() -> None:
+    network, images = softmax_network("predicted"), smooth(24)
+    predicted = network.logits(images).argmax(dim=1)
+    assert len(set(predicted.tolist())) > 1, "the images must differ for this to show"
+    mask = torch.zeros_like(images)
+    mask[..., 20:70, 10:60] = 1
+    terms = of_mask(OBJECTIVE, network, images, mask)
+    rows = torch.arange(24)
+    before = torch.softmax(network.logits(images), dim=1)[rows, predicted]
+    after = torch.softmax(network.logits(images * (1 - mask)), dim=1)[rows, predicted]
+    assert torch.allclose(terms.fall, before - after, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_fixed_target_is_explained_whatever_is_predicted() -> None:
+    network, images = softmax_network("target"), smooth(8)
+    mask = torch.zeros_like(images)
+    mask[..., 20:70, 10:60] = 1
+    terms = of_mask(OBJECTIVE, network, images, mask)
+    before = torch.softmax(network.logits(images), dim=1)[:, 1]
+    after = torch.softmax(network.logits(images * (1 - mask)), dim=1)[:, 1]
+    assert torch.allclose(terms.fall, before - after, atol=1e-5)
+    expected = -((before - after).clamp(min=0) ** 2) + 0.5 * mask.mean(dim=(-3, -2, -1))
+    assert torch.allclose(terms.loss, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder_norm", ["batch", "group"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *(replace(OBJECTIVE, fill=fill) for fill in ("black", "mean", "blur", "mixed")),
+        Literal(area_weight=0.5, fill="black", response="probability"),
+        NEM_U,
+    ],
+    ids=["black", "mean", "blur", "mixed", "literal", "nem-u"],
+)
+def test_gradients_reach_the_explanation_module_only(
+    objective: Objective, decoder_norm: Norm
+) -> None:
+    changes: dict[str, Any] = {"decoder_norm": decoder_norm}
+    if isinstance(objective, Representation):
+        changes |= {"outputs": (), "target": "representation", "activation": "none"}
+        changes |= {"explains": "representation"}
+    network = ExplainedNetwork(replace(random_network().architecture, **changes))
+    if not isinstance(objective, Representation):
+        torch.nn.init.normal_(network.target_model.get_classifier().weight, std=0.3)
     before = {k: v.clone() for k, v in network.target_model.state_dict().items()}
     network.train()
-    terms = replace(OBJECTIVE, fill=fill)(network, torch.rand(3, 1, 96, 96))
+    draws = Draws((1,), np.arange(3))
+    random = Randomness(
+        kernels=smoothing_kernels(draws, 21, torch.device("cpu")),
+        fills=draws.uniform("fill", 1)[:, 0],
+    )
+    terms = objective(network, torch.rand(3, 1, 96, 96), random, 1.0)
     assert terms.loss.shape == terms.fall.shape == terms.area.shape == (3,)
+    assert not terms.fall.requires_grad
+    assert not terms.area.requires_grad
     terms.loss.mean().backward()
     assert all(p.grad is None for p in network.target_model.parameters())
     assert any(float(p.grad.abs().sum()) > 0 for p in network.explanation_module.parameters())
@@ -132,9 +365,16 @@ def test_gradients_reach_the_explanation_module_only(fill) -> None:
 
 
 def test_evidence_follows_the_logit_and_levels_off() -> None:
-    probability = torch.sigmoid(torch.tensor([-9.0, -6.0, 2.0, 4.0, 6.0], dtype=torch.float64))
-    low, floor, two, four, six = respond(probability, "evidence").tolist()
+    log_odds = torch.tensor([-9.0, -6.0, 2.0, 4.0, 6.0], dtype=torch.float64)
+    low, floor, two, four, six = respond(log_odds, "evidence").tolist()
     assert floor - low < 0.005
-    assert six - four == pytest.approx(0.5, abs=0.01)
-    assert four - two == pytest.approx(0.5, abs=0.01)
-    assert torch.equal(respond(probability, "probability"), probability)
+    assert six - four == pytest.approx(2, abs=0.02)
+    assert four - two == pytest.approx(2, abs=0.15)
+    assert six == pytest.approx(-float(torch.log1p(-torch.sigmoid(log_odds[-1]))))
+    assert torch.equal(respond(log_odds, "probability"), torch.sigmoid(log_odds))
+
+
+def test_the_logit_is_scaled_and_has_no_floor() -> None:
+    log_odds = torch.tensor([-9.0, -6.0, 2.0])
+    assert respond(log_odds, "logit").tolist() == [x / LOGIT_SCALE for x in (-9.0, -6.0, 2.0)]
+    assert LOGIT_SCALE == 4
