@@ -45,7 +45,6 @@ def describe_bundle(
             "initial_weights_file": file_digest(places.initial_weights),
             "thresholds": thresholds.found,
             "libraries": {name: version(name) for name in ("torch", "timm", "prodigyopt")},
-            "code": code_state(),
             "parameters": {
                 "target_model": _count(network.target_model),
                 "explanation_module": _count(network.explanation_module),

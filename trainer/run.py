@@ -29,7 +29,7 @@ from .datasets import Dataset, find_cases
 from .distributed import Team
 from .evaluate import evaluate, require_ground_truth
 from .explanation import ExplanationStage, soft_masks
-from .origin import describe_bundle, device_name
+from .origin import code_state, describe_bundle, device_name
 from .progress import Progress
 from .target_model import build_network
 from .thresholds import FIXED, Thresholds, choose_thresholds
@@ -58,7 +58,7 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
     Returns None in every process but the first. Raises `DataError` and `TrainingError`; nothing is
     trained before all data have been read.
     """
-    started = time.monotonic()
+    started, code = time.monotonic(), code_state()
     folder = places.out / "run"
     checkpoints = CheckpointFile(folder / "checkpoint.pt")
     _require_place(config, places, checkpoints)
@@ -90,6 +90,7 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
         "minutes": round((time.monotonic() - started) / 60, 1),
         "device": device_name(config),
         "processes": team.size,
+        "code": code,
         "epochs": [[e.part, e.number, e.figures] for e in stages.epochs],
     }
     bundle = finish(prepared, config, places, facts, progress)
