@@ -27,7 +27,8 @@ from pydantic import (
 from nemt_dicom.errors import ConfigError
 
 ENV_PREFIX = "NEMT_"
-ENV_IGNORED = frozenset({"NEMT_TEST_DATA"})  # names that share the prefix and are no setting
+ENV_IGNORED = frozenset({"NEMT_TEST_DATA", "NEMT_CACHE"})
+"""Names that share the prefix and are no setting: of the tests, and of the trainer."""
 
 
 def _ae_title(value: str) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
+from nemt_dicom import cli
 from nemt_dicom.bundle import (
     FILES,
     MANIFEST,
@@ -27,6 +29,7 @@ from nemt_dicom.bundle import (
 )
 from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import BundleError, SelfTestError
+from nemt_dicom.network import ExplainedNetwork
 from nemt_dicom.radiograph import Radiograph
 
 
@@ -259,3 +262,30 @@ def test_self_test_fails(copy: Path, change: Callable[[Path], None], word: str) 
     bundle = Bundle.load(copy)
     with pytest.raises(SelfTestError, match=word):
         bundle.self_test(bundle.network("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("description", "architecture", "message"),
+    [
+        ({"source_kinds": ("photograph",)}, {}, "trained on photographs"),
+        ({}, {"explains": "predicted"}, "explains whichever output is largest"),
+        (
+            {"target": "representation"},
+            {"explains": "representation", "target": "representation", "activation": "none",
+             "outputs": ()},
+            "explains a representation",
+        ),
+    ],
+    ids=["photographs", "predicted", "representation"],
+)  # fmt: skip
+def test_what_explains_no_patients_radiograph_is_not_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], description, architecture, message: str
+) -> None:
+    network = ExplainedNetwork(replace(random_network().architecture, **architecture))
+    save(tmp_path / "bundle", network, random_description() | description, "# Random\n")
+    assert Bundle.load(tmp_path / "bundle").manifest.name == "random"
+    with pytest.raises(BundleError, match=message):
+        Bundle.load_served(tmp_path / "bundle")
+    arguments = ["explain", "x.dcm", "--out", str(tmp_path), "--bundle", str(tmp_path / "bundle")]
+    assert cli.main(arguments) == 1
+    assert message in " ".join(capsys.readouterr().err.split())

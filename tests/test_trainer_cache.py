@@ -144,7 +144,7 @@ def test_other_users_cannot_read_the_images(cases: tuple[Case, ...], cache: Path
 
 def test_cache_that_cannot_be_written(cases: tuple[Case, ...], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(DataError, match=r"cache .* cannot be used .*set NEMT_CACHE"):
+    with pytest.raises(DataError, match=r"cache .* cannot be used .*set NEMT_CACHE or --cache"):
         load(cases, tmp_path / "file" / "cache")
 
 
