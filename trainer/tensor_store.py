@@ -164,6 +164,6 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"the image cache {folder} cannot be used ({error}); set NEMT_CACHE or --cache to a folder with "
-            "room for it"
+            f"the image cache {folder} cannot be used ({error}); set NEMT_CACHE or --cache to "
+            "a folder with room for it"
         ) from error
