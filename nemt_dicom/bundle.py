@@ -172,7 +172,7 @@ class Bundle:
             network.load_state_dict({k: _float32(v) for k, v in weights.items()})
         except (SafetensorError, RuntimeError) as error:
             raise BundleError(f"{path} does not fit its architecture: {error}") from error
-        return network.to(device).eval()
+        return network.to(device, memory_format=torch.channels_last).eval()  # faster, same answer
 
     def self_test(self, network: ExplainedNetwork) -> None:
         """Replays the golden image on `network`; raises `SelfTestError` beyond tolerance."""
