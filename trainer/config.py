@@ -20,15 +20,14 @@ ObjectiveName = Literal["nemt", "nemt-predicted", "nem-u", "literal"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """A recipe. Its defaults are those that the shipped bundle was trained with.
+    """A recipe. Its defaults are what measured best; deploy/decisions.md has the figures.
 
     target: the label explained; with "nem-u", which explains no label, the one whose ground truth
-    measures it. backbone: a timm model name.
-    pretrained: start from ImageNet weights. size: side of the model's input in pixels.
-    low_percentile, high_percentile: see `Preprocessing`. batch: images a step over all
-    processes; accumulate: parts it is computed in. seed: of everything random. threads: CPU
-    threads; they change the last digits of a sum, so they are recorded too. bfloat16: train in
-    mixed precision; validation is always float32.
+    measures it. backbone: a timm model name. pretrained: start from ImageNet weights. size: side of
+    the model's input in pixels. low_percentile, high_percentile: see `Preprocessing`. batch: images
+    a step over all processes; accumulate: parts it is computed in. seed: of everything random.
+    threads: CPU threads; they change the last digits of a sum, so they are recorded too. bfloat16:
+    train in mixed precision; validation is always float32.
 
     classifier_*: training of the target model; optimiser "adamw" with a cosine schedule, or
     "prodigy". frozen_stages: how many of the backbone's stages keep the weights that training
