@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,11 @@ from safetensors.torch import load_file, save_file
 from synthetic_sets import write_nih
 
 from nemt_dicom.errors import TrainingError
+from trainer import train
+from trainer.checkpoint import CheckpointFile
 from trainer.cli import main
 from trainer.config import TrainingConfig
+from trainer.datasets import find_cases
 from trainer.distributed import Team
 from trainer.explanation import LARGEST_AREA, SMALLEST_AREA, require_not_collapsed
 from trainer.train import batches, read_ahead
@@ -92,6 +96,40 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert (out / name).read_bytes() == (uninterrupted / name).read_bytes()
     assert losses(out, part) == losses(uninterrupted, part)
     assert not (out / "run" / "checkpoint.pt").exists()
+
+
+def test_a_checkpoint_within_an_epoch_is_as_good(
+    data: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    steps, whole = iter(range(30)), train.take_step
+
+    def until_the_thirtieth(*arguments: Any) -> Any:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    out = tmp_path / "bundle"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "SAVE_EVERY", -1.0)
+        patch.setattr(train, "take_step", until_the_thirtieth)
+        assert main(command(data, out)) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    standing, _, _ = CheckpointFile(out / "run" / "checkpoint.pt").load() or pytest.fail("no file")
+    assert (standing.epoch, standing.done) == (2, 30 - len(batches_of(data)))
+    assert main(command(data, out, "--resume")) == 0
+    name = "model.safetensors"
+    assert (out / name).read_bytes() == (uninterrupted / name).read_bytes()
+
+
+def batches_of(data: Path) -> list[Any]:
+    """The batches of an epoch of these runs."""
+    found = find_cases([data], target="pneumonia", validation_share=0.15).cases
+    count = sum(case.split == "train" for case in found)
+    return batches(TrainingConfig(batch=4), "classifier", 1, count)
 
 
 def test_what_cannot_be_resumed(

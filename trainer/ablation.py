@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from nemt_dicom.errors import DataError
@@ -21,8 +20,8 @@ from .checkpoint import CheckpointFile
 from .classifier import ClassifierStage
 from .comparison import average, compare, figure
 from .config import PRESETS, Places, TrainingConfig
-from .datasets import read_truth
 from .distributed import Team
+from .evaluate import ground_truth
 from .explanation import ExplanationStage, soft_masks
 from .progress import Progress
 from .run import Prepared, frozen_stages, load_split, make_repeatable, prepare
@@ -72,11 +71,9 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
         raise DataError("the ablation runs in one process; leave torchrun out")
     prepared = prepare(config, places, team, progress)
     test = load_split(prepared.dataset, "test", config, places, progress)
-    truth = [read_truth(c, g) for c, g in zip(test.cases, test.geometries, strict=True)]
-    rows = np.array([i for i, t in enumerate(truth) if t is not None and test.labels[i] > 0.5])
+    rows, regions = ground_truth(test)
     if not len(rows):
         raise DataError("no test image has boxes or a lesion mask, so nothing can be measured")
-    regions = np.stack([truth[i] for i in rows])
 
     def stages(name: str) -> Run:
         path = places.out / f"{name}.pt"

@@ -48,7 +48,7 @@ def evaluate(
     )
     answer, masks = soft_masks(network, examples.images)
     metrics: dict[str, Any] = {"mask_area": _areas(examples, masks)}
-    rows, regions = _truth(examples)
+    rows, regions = ground_truth(examples)
     if bundle.architecture.explains == "target":
         metrics["auc"] = _auc(examples, answer)
         metrics["decisions"] = _decisions(examples, answer, bundle.manifest.decision_threshold)
@@ -119,10 +119,10 @@ def _timed(method: Method, network: ExplainedNetwork) -> Callable[[Images], Maps
 
 def require_ground_truth(examples: Examples) -> None:
     """Raises `DataError` where ground truth does not fit its image: before a run, not after it."""
-    _truth(examples)
+    ground_truth(examples)
 
 
-def _truth(examples: Examples) -> tuple[NDArray[np.intp], Regions]:
+def ground_truth(examples: Examples) -> tuple[NDArray[np.intp], Regions]:
     """Rows of the positives that have ground truth, and it: (n,), (n, S, S)."""
     found: Mapping[int, Regions] = {
         i: region
@@ -211,4 +211,4 @@ def _training_regions(
     examples = load_examples(
         cases, bundle.preprocessing, cache=cache, done=progress.step, skip_bad=True
     )
-    return list(_truth(examples)[1])
+    return list(ground_truth(examples)[1])
