@@ -87,6 +87,19 @@ def _feature_shapes(target_model: Any) -> tuple[list[int], list[int]]:
     return [f.shape[1] for f in features], [round(side / f.shape[-1]) for f in features]
 
 
+@torch.inference_mode()
+def _head_is_local(target_model: Any) -> bool:
+    """Whether the logits are a linear function of the average of the last feature map: tried."""
+    head = target_model.get_classifier()
+    side = target_model.default_cfg.get("input_size", (3, 224, 224))[-1]
+    probe = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
+    last, _ = target_model.eval().forward_intermediates(probe)
+    if last.ndim != 4 or not isinstance(head, nn.Linear) or last.shape[1] != head.in_features:
+        return False
+    logits: Tensor = target_model.forward_head(last)
+    return torch.allclose(logits, head(last.mean(dim=(-2, -1))), rtol=1e-3, atol=1e-4)
+
+
 def _decoder(architecture: Architecture, channels: list[int], reductions: list[int]) -> Decoder:
     norm, follows = architecture.decoder_norm, architecture.follows
     if architecture.decoder == "unet":
@@ -113,6 +126,7 @@ class ExplainedNetwork(nn.Module):
             pretrained=False,
             num_classes=len(architecture.outputs) or architecture.embedding,
         )
+        self._head_is_local = _head_is_local(self.target_model)
         self.explanation_module = _decoder(architecture, *_feature_shapes(self.target_model))
         self.smoothing = NeighbourhoodAveraging(architecture.neighbourhood)
         mean, std = torch.tensor(architecture.pixel_mean), torch.tensor(architecture.pixel_std)
@@ -166,10 +180,9 @@ class ExplainedNetwork(nn.Module):
         class activation map. Other heads have no such map, and get their one value, (B, 1, 1, 1).
         """
         index = self.explained_index(logits)
-        head = self.target_model.get_classifier()
-        mapped = last.ndim == 4 and isinstance(head, nn.Linear)
-        if not mapped or last.shape[1] != head.in_features:
+        if not self._head_is_local:
             return self.log_odds(logits, index).view(-1, 1, 1, 1)
+        head = self.target_model.get_classifier()
         places = head(last.movedim(1, -1)).flatten(1, 2)  # (B, h · w, outputs)
         count = places.shape[1]
         local = self.log_odds(places.flatten(0, 1), index.repeat_interleave(count))
@@ -178,6 +191,12 @@ class ExplainedNetwork(nn.Module):
     def probability(self, images: Tensor) -> Tensor:
         """Probability of the explained output: (B, C, S, S) -> (B,) in [0, 1]."""
         return torch.sigmoid(self.log_odds(self.logits(images)))
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Of every output: (B, C, S, S) -> (B, outputs) in [0, 1]."""
+        logits = self.logits(images).float()
+        exclusive = self.architecture.activation == "softmax"
+        return logits.softmax(dim=1) if exclusive else torch.sigmoid(logits)
 
     def forward(self, images: Tensor, kernels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One encoder pass: (B, C, S, S) -> logits (B, outputs), mask (B, 1, S, S).
@@ -229,8 +248,9 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     kernel = kernel / kernel.sum()
     each = images.flatten(0, 1).unsqueeze(1)  # (B · C, 1, S, S)
     padded = F.pad(each, (radius, radius, radius, radius), mode="replicate")
-    rows = F.conv2d(padded, kernel.view(1, 1, -1, 1))
-    soft = F.conv2d(rows, kernel.view(1, 1, 1, -1)).view_as(images)
+    with torch.autocast(images.device.type, enabled=False):
+        rows = F.conv2d(padded, kernel.view(1, 1, -1, 1))
+        soft = F.conv2d(rows, kernel.view(1, 1, 1, -1)).view_as(images)
     return soft if shrink == 1 else F.interpolate(soft, size=size, mode="bilinear")
 
 

@@ -51,7 +51,7 @@ def test_a_model_that_exists_is_explained_as_it_is(tmp_path: Path) -> None:
         network = build_network(config(), places(target_model=path, output="2"), SET)
         own = network.target_model.state_dict()
         assert all(torch.equal(own[k], v) for k, v in given.items()), path.name
-        assert network.architecture.outputs == ("output 0", "output 1", "output 2")
+        assert network.architecture.outputs == ("output 0", "output 1", "pneumonia")
         assert network.target_index == 2
         assert not any(p.requires_grad for p in network.target_model.parameters())
 
@@ -72,8 +72,10 @@ def test_medclips_resnet_under_its_prefix_and_without_a_bias(tmp_path: Path) -> 
     assert mask.shape == (2, 1, 64, 64)
 
 
-def test_a_feature_extractor_gives_its_pooled_features() -> None:
-    network = build_network(config(objective="nem-u", **NEM_U), places(), SET)
+def test_a_feature_extractor_gives_its_pooled_features(tmp_path: Path) -> None:
+    headless = saved(tmp_path, model(0).state_dict())
+    given = places(target_model=headless)
+    network = build_network(config(objective="nem-u", **NEM_U), given, SET)
     embedding, _ = network.explain(torch.rand(2, 1, 64, 64))
     assert embedding.shape == (2, network.target_model.num_features)
     with pytest.raises(ValueError, match="no probability"):
@@ -85,8 +87,24 @@ def test_outputs_have_the_names_that_are_given(tmp_path: Path) -> None:
     named = places(target_model=path, output="b", output_names=("a", "b", "c"))
     network = build_network(config(), named, SET)
     assert (network.architecture.target, network.target_index) == ("b", 1)
+
+
+def test_which_of_two_outputs_is_the_target_is_not_guessed(tmp_path: Path) -> None:
     two = saved(tmp_path, model(2).state_dict(), "two.pt")
-    assert build_network(config(), places(target_model=two), SET).target_index == 0
+    with pytest.raises(TrainingError, match="no output 'pneumonia'"):
+        build_network(config(), places(target_model=two), SET)
+    chosen = build_network(
+        config(), places(target_model=two, output="1", activation="softmax"), SET
+    )
+    assert (chosen.architecture.target, chosen.target_index) == ("pneumonia", 1)
+    one = saved(tmp_path, model(1).state_dict(), "one.pt")
+    assert build_network(config(), places(target_model=one), SET).target_index == 0
+
+
+def test_no_representation_of_random_weights() -> None:
+    recipe = config(pretrained=False, objective="nem-u", **NEM_U)
+    with pytest.raises(TrainingError, match="would be random"):
+        build_network(recipe, places(), SET)
 
 
 @pytest.mark.parametrize(

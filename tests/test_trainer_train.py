@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from synthetic_sets import write_nih
 
 from nemt_dicom.errors import TrainingError
-from trainer import train
+from trainer import explanation, train
 from trainer.checkpoint import CheckpointFile
 from trainer.cli import main
 from trainer.config import TrainingConfig
@@ -167,8 +167,8 @@ def target_model(uninterrupted: Path) -> Path:
 def mask_only(target_model: Path, *, epochs: int) -> tuple[str, ...]:
     """Options for the explanation module alone, in a form that sums the same in any parts."""
     return (
-        "--target-model", str(target_model), "--mask-epochs", str(epochs), "--area-weight", "0.1",
-        "--decoder-norm", "group", "--no-bfloat16",
+        "--target-model", str(target_model), "--output", "0", "--mask-epochs", str(epochs),
+        "--area-weight", "0.1", "--decoder-norm", "group", "--no-bfloat16",
     )  # fmt: skip
 
 
@@ -210,7 +210,10 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 def test_a_mask_that_vanishes_ends_the_run(
     data: Path, target_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ("--target-model", str(target_model), "--area-weight", "1000", "--area-warmup", "0")
+    given = (
+        "--target-model", str(target_model), "--output", "0", "--area-weight", "1000",
+        "--area-warmup", "0",
+    )  # fmt: skip
     assert main(command(data, tmp_path / "gone", *given)) == 1
     error = capsys.readouterr().err
     assert "collapsed to nothing" in error
@@ -226,6 +229,32 @@ def test_what_counts_as_a_collapse() -> None:
     ):
         with pytest.raises(TrainingError, match=text):
             require_not_collapsed(area)
+
+
+@pytest.mark.parametrize(
+    ("areas", "ends"),
+    [([1.0, 0.2, 1.0, 0.2], None), ([0.2, 1.0, 1.0, 0.2], 3), ([0.2, 0.2, 0.2, 0.0], 4)],
+    ids=["passing", "twice in a row", "at the end"],
+)
+def test_a_collapse_may_lie_on_the_way(
+    data: Path,
+    target_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    areas: list[float],
+    ends: int | None,
+) -> None:
+    left = iter(areas)
+
+    def validated(*_: Any) -> dict[str, float]:
+        return {"loss": 0.0, "area_positive": next(left)}
+
+    given = (*mask_only(target_model, epochs=4), "--area-warmup", "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(explanation, "validate", validated)
+        code = main(command(data, tmp_path / "out", *given))
+    assert code == (0 if ends is None else 1)
+    assert len(list(left)) == (0 if ends is None else len(areas) - ends)
 
 
 def test_every_example_once_an_epoch_but_for_a_part_of_a_batch() -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from nemt_dicom.errors import DataError
+from nemt_dicom.errors import DataError, TrainingError
 
 from . import report
+from .baselines import NEMT
 from .cache import Examples
 from .checkpoint import CheckpointFile
 from .classifier import ClassifierStage
@@ -24,7 +25,7 @@ from .distributed import Team
 from .evaluate import ground_truth
 from .explanation import ExplanationStage, soft_masks
 from .progress import Progress
-from .run import Prepared, frozen_stages, load_split, make_repeatable, prepare
+from .run import Prepared, begun_with, frozen_stages, load_split, make_repeatable, prepare
 from .train import Run, fit
 
 AREA_WEIGHTS = (1.0, 0.66, 0.5, 0.4, 0.33)
@@ -70,6 +71,7 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
     if team.size > 1:
         raise DataError("the ablation runs in one process; leave torchrun out")
     prepared = prepare(config, places, team, progress)
+    _require_same(config, prepared, places)
     test = load_split(prepared.dataset, "test", config, places, progress)
     rows, regions = ground_truth(test)
     if not len(rows):
@@ -137,9 +139,24 @@ def _measure(
     images = test.take(rows)
     patients = [test.cases[i].patient for i in rows]
     _, masks = soft_masks(network, images)
-    row = compare({"nemt": masks}, regions, images, network.probability, patients)["nemt"]
+    table = compare(
+        {NEMT: masks}, regions, images, network.probability, patients, device=recipe.device
+    )
+    row = table[NEMT]
     progress.note(f"mass {row['mass']['value']:.3f}, rank {row['rank']['value']:.3f}")
     return row | {"area": figure(average(masks.mean(axis=(1, 2))), patients)}
+
+
+def _require_same(config: TrainingConfig, prepared: Prepared, places: Places) -> None:
+    """Raises `TrainingError` where the folder holds another ablation, or something else."""
+    now = json.dumps(config.to_manifest() | {"begun_with": begun_with(prepared, places)}, indent=2)
+    path = places.out / "config.json"
+    if path.is_file():
+        if path.read_text("utf-8") != now:
+            raise TrainingError(f"{places.out} holds an ablation with other settings or data")
+    elif any(places.out.iterdir()):
+        raise TrainingError(f"{places.out} is not empty; choose a new folder")
+    path.write_text(now, encoding="utf-8")
 
 
 def _file_name(name: str) -> str:

@@ -1,13 +1,15 @@
-"""Attributions that the explanation module is compared with, all for the bundle's own target.
+"""Attributions that the explanation module is compared with, all of the output that it explains.
 
 The same classifier, the same output and the same input as the explanation module has. Images are
 (N, C, S, S) float32 in [0, 1] with C = 1 or 3; maps are (N, S, S) float32, 1 or high = evidence.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -70,23 +72,40 @@ def grad_cam_plus_plus(network: ExplainedNetwork, images: Images) -> Maps:
 
     model = network.target_model
     layer = model.get_submodule(model.feature_info[-1]["module"])
-    target = ClassifierOutputTarget(network.target_index)
     maps = []
-    with GradCAMPlusPlus(model=model, target_layers=[layer]) as cam:
+    with GradCAMPlusPlus(
+        model=model, target_layers=[layer], reshape_transform=partial(_as_map, model)
+    ) as cam:
         for part in _batches(network, images):
             x = network.normalise(part).requires_grad_(True)
-            maps.append(cam(input_tensor=x, targets=[target] * len(part)))
+            targets = [ClassifierOutputTarget(int(i)) for i in _explained(network, part)]
+            maps.append(cam(input_tensor=x, targets=targets))
     return np.concatenate(maps).astype(np.float32)
 
 
+def _as_map(model: Any, found: Tensor) -> Tensor:
+    """What a layer of a timm model gives, as a feature map (B, C, h, w)."""
+    if found.ndim == 3:  # tokens (B, n, C), those that stand for no place first
+        places = found[:, getattr(model, "num_prefix_tokens", 0) :]
+        side = math.isqrt(places.shape[1])
+        return places.movedim(-1, 1).reshape(len(found), -1, side, side)
+    return found.movedim(-1, 1) if getattr(model, "output_fmt", "NCHW") == "NHWC" else found
+
+
+@torch.inference_mode()
+def _explained(network: ExplainedNetwork, part: Tensor) -> Tensor:
+    """Which output of each image is explained, (B,)."""
+    return network.explained_index(network.logits(part)).clone()
+
+
 def integrated_gradients(network: ExplainedNetwork, images: Images) -> Maps:
-    """Integrated Gradients of the target's logit, from a black image, absolute."""
+    """Integrated Gradients of the explained logit, from a black image, absolute."""
     method = IntegratedGradients(network.logits)
     found = [
         method.attribute(
             part,
             baselines=torch.zeros_like(part),
-            target=network.target_index,
+            target=_explained(network, part),
             n_steps=STEPS,
             internal_batch_size=2 * AT_ONCE,
         )
@@ -96,14 +115,14 @@ def integrated_gradients(network: ExplainedNetwork, images: Images) -> Maps:
 
 
 def gradient_shap(network: ExplainedNetwork, images: Images) -> Maps:
-    """GradientSHAP of the target's logit, from a black image, absolute."""
+    """GradientSHAP of the explained logit, from a black image, absolute."""
     method = GradientShap(network.logits)
     with _seeded(SEED):
         found = [
             method.attribute(
                 part,
                 baselines=torch.zeros_like(part[:1]),
-                target=network.target_index,
+                target=_explained(network, part),
                 n_samples=SAMPLES,
                 stdevs=0.0,
             )
@@ -176,7 +195,10 @@ RELAX_MASKS = {"cpu": 500, "cuda": MASKS}
 
 
 def for_representations(device: str) -> dict[str, Method]:
-    """The methods that explain an embedding. RELAX and U-RELAX share one pass over the masks."""
+    """The methods that explain an embedding.
+
+    U-RELAX of the images that RELAX saw last costs nothing.
+    """
     count = RELAX_MASKS[device]
     newest: list[tuple[Images, tuple[Maps, Maps]]] = []
 

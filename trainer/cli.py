@@ -157,7 +157,7 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
         help="further labels it learns where the data know them (default: abnormal)",
     )
     _option(target, "--mined-weight", "mined_weight", "of NIH's positives beside RSNA's labels")
-    _switch(target, "--no-augment", "augment", False, "images as they are")
+    _switch(target, "--no-augment", "augment", False, "images are not turned, moved or scaled")
     _switch(target, "--no-mirror", "mirror", False, "left and right are not exchanged")
     _switch(target, "--no-occlusion", "occlusion", False, "no random occlusions")
 
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nemt-train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("nemt-train: stopped; the same command with --resume goes on", file=sys.stderr)
+        print(f"nemt-train: stopped{_how_to_go_on(arguments)}", file=sys.stderr)
         return 130
     screen = Console()
     if text and screen.is_terminal:
@@ -268,6 +268,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif text:
         print(text)  # tables that paste into a report
     return 0
+
+
+def _how_to_go_on(arguments: Sequence[str] | None) -> str:
+    _, places, task = read_arguments(arguments)
+    if task == "ablation":
+        return "; the same command goes on with what is missing"
+    there = (places.out / "run" / "checkpoint.pt").is_file()
+    return "; the same command with --resume goes on" if task == "run" and there else ""
 
 
 class _Nobody(Silent):

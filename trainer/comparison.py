@@ -80,6 +80,7 @@ def compare(
     probability: Probability | None,
     patients: Sequence[str],
     *,
+    index: NDArray[np.intp] | None = None,
     device: str = "cpu",
     done: Callable[[], None] = lambda: None,
 ) -> dict[str, Row]:
@@ -87,7 +88,7 @@ def compare(
 
     truth: (N, S, S), where the evidence is. images: (N, C, S, S) in [0, 1]. probability: of the
     target, on `device`; None for maps of a representation, where faithfulness is not defined.
-    done: called after each method.
+    index: see `faithfulness`. done: called after each method.
 
     A row has `mass`, `rank`, `complexity`, `sparseness`, `faithfulness`; `mass_less_others` and
     `rank_less_others`, the score of a map on its own image less the mean score, on that image's
@@ -101,7 +102,7 @@ def compare(
         scores[method] = _scores(attributions, truth)
         if probability is not None:
             scores[method]["faithfulness"] = faithfulness(
-                list(attributions), images, probability, device=device
+                list(attributions), images, probability, index=index, device=device
             )
         done()
     table: dict[str, Row] = {}

@@ -1,8 +1,6 @@
 """What a training run is told: a recipe, kept whole in the bundle, and where things lie."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,11 +152,6 @@ class TrainingConfig:
         """The JSON form kept in a bundle."""
         return asdict(self)
 
-    def difference(self, other: Mapping[str, Any]) -> list[str]:
-        """Names of the settings in which the JSON form of another recipe differs."""
-        own = json.loads(json.dumps(self.to_manifest()))  # as it is written
-        return [f.name for f in fields(self) if own[f.name] != other.get(f.name)]
-
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -199,13 +192,15 @@ NEM_U: dict[str, Any] = {
     "area_weight": 0.125,
     "area_warmup": 0.0,
     "fill": "black",
+    "neighbourhood": 1,
 }
-"""What the objective "nem-u" brings along: λ₁ and the fill of the paper."""
+"""What the objective "nem-u" brings along from the paper: λ₁, the fill, and no smoothing, which
+it has in the supervised case only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where a run reads and writes, and how; nothing here changes its result.
+    """Where a run reads and writes, what weights it starts from, and how it runs.
 
     folders: the data. out: the new bundle. cache: of preprocessed images. target_model: weights of
     a trained target model, and output, the index or the name of the output explained, of

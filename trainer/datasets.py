@@ -23,7 +23,16 @@ from nemt_dicom.errors import DataError, Refused
 from nemt_dicom.preprocess import Geometry
 from nemt_dicom.radiograph import Radiograph
 
-from .layouts import RSNA_LABELS, Labelled, Listing, canonical, find_table, read_boxes, read_listing
+from .layouts import (
+    ABNORMAL,
+    RSNA_LABELS,
+    Labelled,
+    Listing,
+    canonical,
+    find_table,
+    read_boxes,
+    read_listing,
+)
 from .splits import TEST_SHARE, place_patients
 from .tables import SPLITS, Split
 
@@ -50,7 +59,8 @@ class Dataset:
 
     target: the canonical name of the label to explain. outputs: what a classifier of these
     answers: the target and then the auxiliary labels, or all classes where they exclude each other
-    (`exclusive`: softmax instead of sigmoid). notes: what was left out and why, for the user.
+    (`exclusive`: softmax instead of sigmoid). notes: what was left out and why, and
+    what is in doubt.
     """
 
     cases: tuple[Case, ...]
@@ -97,12 +107,15 @@ def find_cases(
             "by a stable hash"
         )
     _require_both_labels(cases, target)
+    notes += _doubts(listings)
     classes = listings[0].outputs
     further = [
         name
         for name in dict.fromkeys(canonical(name) for name in auxiliary)
         if name != target and any(name in case.findings for case in cases)
     ]
+    if absent := {canonical(name) for name in auxiliary} - {*further, target, ABNORMAL}:
+        raise DataError(f"no image knows the auxiliary label {', '.join(sorted(absent))}")
     return Dataset(
         cases=cases,
         target=target,
@@ -230,6 +243,27 @@ def _require_one_task(tables: Sequence[Path], listings: Sequence[Listing]) -> No
             "here; with NIH data beside it this folder needs RSNA's mapping file "
             "(pneumonia-challenge-dataset-mappings_2018.json) or splits.csv"
         )
+
+
+def _doubts(listings: Sequence[Listing]) -> list[str]:
+    """What the tables do not tell, and the reader of a result has to know."""
+    found = []
+    if not all(listing.patients_known for listing in listings):
+        found.append(
+            "RSNA's images are taken for one patient each, for which are the same is not known "
+            "here: a patient may be in two splits. RSNA's mapping file "
+            "(pneumonia-challenge-dataset-mappings_2018.json) or splits.csv tells"
+        )
+    nih, rsna = (
+        {image.patient for given in listings for image, _ in given.images if image.source == source}
+        for source in ("NIH", "RSNA")
+    )
+    if nih & rsna and not any(listing.nih_images for listing in listings):
+        found.append(
+            f"{len(nih & rsna)} patients are in NIH's data and in RSNA's, and which of the images "
+            "are the same is not known here: some may be in with both labels, in one split"
+        )
+    return found
 
 
 def _without_nih_twins(listing: Listing, listings: Sequence[Listing], notes: list[str]) -> Listing:

@@ -5,6 +5,8 @@ one writes. Gradients are averaged by DistributedDataParallel: NCCL on GPUs, Glo
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +52,21 @@ class Team:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices)
+
+    @contextmanager
+    def averaging(self, module: nn.Module, *, now: bool) -> Iterator[None]:
+        """Forward and backward inside; the gradients so far are averaged only where `now`."""
+        if self.size == 1 or now:
+            yield
+        else:
+            with module.no_sync():  # type: ignore[operator]
+                yield
+
+    def unite(self, module: nn.Module) -> None:
+        """Gives every process the weights and buffers of the first."""
+        if self.size > 1:
+            for tensor in module.state_dict().values():
+                distributed.broadcast(tensor, src=0)
 
     def total(self, value: Tensor) -> float:
         """The sum over all processes of a scalar, the same number on each."""

@@ -4,7 +4,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from nemt_dicom.network import ExplainedNetwork
 from .cache import Examples, load_examples
 from .classifier import ClassifierStage
 from .config import Places, TrainingConfig
-from .datasets import describe, find_cases
+from .datasets import Case, describe, find_cases
 from .distributed import Team
 from .explanation import ExplanationStage
 from .progress import Progress
@@ -42,7 +42,7 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
     )
     network = build_network(config, places, dataset).to(config.device)
     cases = [case for case in dataset.cases if case.split == "train"]
-    sample = cases[: config.batch * STEPS]
+    sample = _sample(cases, config.batch * STEPS)
     progress.stage("reading a sample", len(sample))
     started = time.monotonic()
     examples = load_examples(
@@ -94,6 +94,14 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
             *dataset.notes,
         ]
     )
+
+
+def _sample(cases: Sequence[Case], count: int) -> list[Case]:
+    """Some of both labels, for tables are often sorted."""
+    positive = [case for case in cases if case.label]
+    negative = [case for case in cases if not case.label]
+    half = positive[: max(count // 2, count - len(negative))]
+    return half + negative[: count - len(half)]
 
 
 def rates(

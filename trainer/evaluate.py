@@ -23,7 +23,7 @@ from .cache import Examples, load_examples
 from .comparison import Regions, average, compare, figure, seconds
 from .datasets import Case, Dataset, read_radiograph, read_truth
 from .explanation import soft_masks
-from .metrics import area_under_curve
+from .metrics import Probability, area_under_curve
 from .progress import Progress
 
 Device = Literal["cpu", "cuda"]
@@ -62,13 +62,14 @@ def evaluate(
             device=device,
             progress=progress,
         )
-        explains_output = bundle.architecture.explains != "representation"
+        probability, index = _explained(network, examples.take(rows), device)
         metrics["localisation"] = compare(
             maps,
             regions,
             examples.take(rows),
-            network.probability if explains_output else None,
+            probability,
             [examples.patients[i] for i in rows],
+            index=index,
             device=device,
             done=progress.step,
         )
@@ -103,14 +104,32 @@ def attributions(
     def target_model(chosen: Images) -> None:
         network.logits(torch.from_numpy(chosen).to(device))
 
-    progress.stage("evaluation", 2 * len(methods))
+    progress.stage("evaluation", 3 * len(methods))
     maps: dict[str, Maps] = {}
     timings = {"target_model": seconds(target_model, images, patients, device=device)}
     for key, method in methods.items():
         maps[key] = method.maps(network, images)
+        progress.step(method.name)
+    for key, method in methods.items():
         timings[key] = seconds(_timed(method, network), images, patients, device=device)
         progress.step(method.name)
     return maps, {key: method.describe() for key, method in methods.items()}, timings
+
+
+@torch.inference_mode()
+def _explained(
+    network: ExplainedNetwork, images: Images, device: Device
+) -> tuple[Probability | None, NDArray[np.intp] | None]:
+    """What is asked when evidence is gone: of the same output as of the whole image."""
+    if network.explains_representation:
+        return None, None
+    if network.architecture.explains == "target":
+        return network.probability, None
+    found = [
+        network.explained_index(network.logits(part.to(device))).cpu()
+        for part in torch.split(torch.from_numpy(images), 32)
+    ]
+    return network.probabilities, torch.cat(found).numpy()
 
 
 def _timed(method: Method, network: ExplainedNetwork) -> Callable[[Images], Maps]:

@@ -51,7 +51,7 @@ def objective_of(config: TrainingConfig, scale: float) -> Objective:
 
 @torch.inference_mode()
 def mean_response(network: ExplainedNetwork, train: Examples, config: TrainingConfig) -> float:
-    """Mean response of up to 256 training positives, spread over all of them."""
+    """Mean size of the response of up to 256 training positives, spread over all of them."""
     device = next(network.parameters()).device
     positive = np.flatnonzero(train.labels > 0.5)
     chosen = positive[np.linspace(0, len(positive) - 1, min(256, len(positive))).astype(int)]
@@ -59,7 +59,7 @@ def mean_response(network: ExplainedNetwork, train: Examples, config: TrainingCo
         respond(network.log_odds(network.logits(images.to(device))), config.response)
         for images in torch.split(torch.from_numpy(train.take(chosen)), 32)
     ]
-    mean = float(torch.cat(found).mean())
+    mean = float(torch.cat(found).abs().mean())
     if not mean > 1e-3:
         raise TrainingError(
             f"the target model's response on training positives is {mean:.4f}: it does not know "
@@ -89,6 +89,7 @@ class ExplanationStage:
         scale = mean_response(network, train, config) if config.scaled and nemt else 1.0
         self._objective = objective_of(config, scale)
         self._collapse_ends = collapse_ends
+        self._was_collapsed = False
         self.module: nn.Module = _MaskLoss(network, self._objective, config)
         self.optimiser: torch.optim.Optimizer = prodigy(
             network.explanation_module.parameters(), 1.0, 0.01
@@ -105,14 +106,28 @@ class ExplanationStage:
         """Nothing."""
 
     def validate(self, done: float) -> tuple[float, dict[str, float]]:
-        """Mean loss at the full price, falls and areas; infinite while the price still rises."""
+        """Mean loss at the full price, falls and areas.
+
+        The score is infinite while the price still rises, and where the mask has collapsed.
+        """
         self._network.eval()
         figures = validate(self._network, self._objective, self._validation)
         if done <= self._config.area_warmup and done < 1:
             return float("inf"), figures
-        if self._collapse_ends:
-            require_not_collapsed(figures["area_positive"])
+        if self._collapse_ends and self._collapsed(figures["area_positive"], last=done >= 1):
+            return float("inf"), figures
         return figures["loss"], figures
+
+    def _collapsed(self, area: float, *, last: bool) -> bool:
+        """Ends the run on a second collapse in a row, for one may lie on the way."""
+        before, self._was_collapsed = self._was_collapsed, False
+        try:
+            require_not_collapsed(area)
+        except TrainingError:
+            if before or last or not np.isfinite(area):
+                raise
+            self._was_collapsed = True
+        return self._was_collapsed
 
     def weights(self) -> Weights:
         """Of the explanation module."""
@@ -126,11 +141,12 @@ class ExplanationStage:
         self._network.eval()
 
     def state(self) -> dict[str, Any]:
-        """Nothing moves beside the network and its optimiser."""
-        return {}
+        """Whether the last validation found a collapsed mask."""
+        return {"was_collapsed": self._was_collapsed}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+        """The inverse of `state`."""
+        self._was_collapsed = state["was_collapsed"]
 
 
 class _MaskLoss(nn.Module):

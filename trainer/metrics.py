@@ -22,7 +22,7 @@ Values = NDArray[np.float64] | NDArray[np.float32]
 Region = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 Probability = Callable[[Tensor], Tensor]
-"""Images (B, C, S, S) in [0, 1] -> probability of the target (B,)."""
+"""Images (B, C, S, S) in [0, 1] -> probability of the target (B,), or of all outputs (B, K)."""
 
 FAITHFULNESS_STEPS = 56
 """Steps in which an image's pixels are removed: the paper's 224 * 4 pixels each, at 224 x 224."""
@@ -106,6 +106,7 @@ def faithfulness(
     images: NDArray[np.float32],
     probability: Probability,
     *,
+    index: NDArray[np.intp] | None = None,
     device: str = "cpu",
     batch: int = 32,
 ) -> Scores:
@@ -114,7 +115,8 @@ def faithfulness(
     Quantus' FaithfulnessEstimate: pixels in order of their attribution, highest first, are made
     black a step at a time, each step from the whole image. "Black" is Quantus' word for the
     image's own minimum. Of colour images Quantus removes single values, not pixels: a step keeps
-    its size and there are three times as many.
+    its size and there are three times as many. index: which output is explained of each image (N,),
+    where `probability` gives them all.
 
     NaN where it is not defined: a constant map, or a p that no step changes.
     """
@@ -123,6 +125,7 @@ def faithfulness(
         attributions,
         constant=float("nan"),
         images=images,
+        index=index,
         settings={
             "features_in_step": features_in_step(images.shape[-1]),
             "perturb_baseline": "black",
@@ -132,7 +135,7 @@ def faithfulness(
 
 
 class _Target(nn.Module):
-    """The target's probability as the one output of a module, which is what Quantus takes."""
+    """Probabilities as the outputs (B, K) of a module, which is what Quantus takes."""
 
     def __init__(self, probability: Probability) -> None:
         super().__init__()
@@ -140,7 +143,8 @@ class _Target(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            return self.probability(images)[:, None]
+            found = self.probability(images)
+            return found if found.ndim > 1 else found[:, None]
 
 
 def _by_quantus(
@@ -149,13 +153,14 @@ def _by_quantus(
     *,
     constant: float,
     images: NDArray[np.float32] | None = None,
+    index: NDArray[np.intp] | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
     call: Mapping[str, Any] = MappingProxyType({"model": None}),
 ) -> Scores:
     """One score a map. Quantus refuses maps that are constant: their score is `constant`.
 
-    Quantus works in place, here on the copy that `min_max` has made. It has the target at output
-    0, and no softmax: of a single output that would be 1 whatever the network says.
+    Quantus works in place, here on the copy that `min_max` has made. It takes no softmax: of a
+    single output that would be 1 whatever the network says.
     """
     scores = np.full(len(attributions), constant)
     varied = np.array([float(a.max()) > float(a.min()) for a in attributions])
@@ -165,7 +170,7 @@ def _by_quantus(
     with _quantus() as quantus:
         scores[varied] = getattr(quantus, metric)(**QUANTUS, **settings)(
             x_batch=maps if images is None else images[varied],
-            y_batch=np.zeros(len(maps), int),
+            y_batch=np.zeros(len(maps), int) if index is None else index[varied],
             a_batch=maps,
             channel_first=True,
             softmax=False,

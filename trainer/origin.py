@@ -55,6 +55,7 @@ def describe_bundle(
             "label": dataset.target,
             "splits": describe(dataset.cases),
             "fingerprint": fingerprint(dataset.cases),
+            "notes": list(dataset.notes),
         },
         "metrics": {},
     }

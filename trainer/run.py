@@ -7,7 +7,7 @@ bundle as it is served -> the same bundle with its figures and its model card.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from .card import model_card
 from .checkpoint import CheckpointFile, Epoch
 from .classifier import ClassifierStage
 from .config import Places, TrainingConfig
-from .datasets import Dataset, find_cases
+from .datasets import Dataset, find_cases, fingerprint
 from .distributed import Team
 from .evaluate import evaluate, require_ground_truth
 from .explanation import ExplanationStage, soft_masks
 from .origin import code_state, describe_bundle, device_name
 from .progress import Progress
-from .target_model import build_network
+from .target_model import build_network, file_digest
 from .thresholds import FIXED, Thresholds, choose_thresholds
 from .train import Run, fit
 
@@ -61,16 +61,18 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
     started, code = time.monotonic(), code_state()
     folder = places.out / "run"
     checkpoints = CheckpointFile(folder / "checkpoint.pt")
-    _require_place(config, places, checkpoints)
+    _require_place(places, checkpoints)
     make_repeatable(config)
     team = Team.join(config.device)
     try:
         prepared = prepare(config, places, team, progress)
+        begun = config.to_manifest() | {"begun_with": begun_with(prepared, places)}
+        _require_same(begun, folder, places)
+        team.wait()
         if team.first:
             folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(config.to_manifest(), indent=2)
+            text = json.dumps(begun, indent=2)
             (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-        team.wait()
         stages = Run(
             config=config,
             network=prepared.network,
@@ -101,7 +103,7 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
 def prepare(config: TrainingConfig, places: Places, team: Team, progress: Progress) -> Prepared:
     """Reads the tables, then every image into the cache, and builds the network.
 
-    What is wrong with the test split is found here, not when training is over.
+    What is wrong with any ground truth is found here, not when training is over.
     """
     dataset = find_cases(
         places.folders,
@@ -120,9 +122,11 @@ def prepare(config: TrainingConfig, places: Places, team: Team, progress: Progre
         load_split(dataset, split, config, places, progress)
         for split in ("train", "validation", "test")
     )
-    for examples in (train, test):
+    for examples in (train, validation, test):
         require_ground_truth(examples)
     network.to(team.device)
+    read = (*train.cases, *validation.cases, *test.cases)
+    dataset = replace(dataset, cases=tuple(read))  # without what could not be read
     return Prepared(dataset=dataset, train=train, validation=validation, network=network)
 
 
@@ -237,7 +241,42 @@ def _largest_change(before: Any, after: Any) -> float:
     return float((1 - (before * after).sum(axis=1) / np.maximum(norms, 1e-12)).max())
 
 
-def _require_place(config: TrainingConfig, places: Places, checkpoints: CheckpointFile) -> None:
+def begun_with(prepared: Prepared, places: Places) -> dict[str, Any]:
+    """What beside the recipe decides a run's result."""
+    return {
+        "training images": fingerprint(prepared.train.cases),
+        "validation images": fingerprint(prepared.validation.cases),
+        "target model": file_digest(places.target_model),
+        "initial weights": file_digest(places.initial_weights),
+        "output": prepared.network.architecture.target,
+        "outputs": list(prepared.network.architecture.outputs),
+        "activation": prepared.network.architecture.activation,
+    }
+
+
+def _require_same(begun: dict[str, Any], folder: Path, places: Places) -> None:
+    """Raises `TrainingError` where a run is resumed that was begun as another."""
+    if not places.resume:
+        return
+    recorded = json.loads((folder / "config.json").read_text("utf-8"))
+    now = json.loads(json.dumps(begun))  # as it is written
+    changed = [
+        name
+        for ours, theirs in (
+            (now, recorded),
+            (now["begun_with"], recorded.get("begun_with", {})),
+        )
+        for name in ours
+        if name != "begun_with" and ours[name] != theirs.get(name)
+    ]
+    if changed:
+        raise TrainingError(
+            f"{places.out} was begun with other settings ({', '.join(changed)}); resume with the "
+            "same, or choose a new folder"
+        )
+
+
+def _require_place(places: Places, checkpoints: CheckpointFile) -> None:
     out = places.out
     if not places.resume:
         if out.exists() and any(out.iterdir()):
@@ -246,13 +285,6 @@ def _require_place(config: TrainingConfig, places: Places, checkpoints: Checkpoi
         return
     if not checkpoints.path.is_file():
         raise TrainingError(f"{out} has no checkpoint to resume from; leave --resume out")
-    recorded = json.loads((out / "run" / "config.json").read_text("utf-8"))
-    changed = config.difference(recorded)
-    if changed:
-        raise TrainingError(
-            f"{out} was begun with other settings ({', '.join(changed)}); resume with the same, or "
-            "choose a new folder"
-        )
 
 
 def _recorder(

@@ -23,6 +23,12 @@ LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
 """How EfficientNet-Lite was trained in TensorFlow: (value - 127) / 128 on 0 to 255."""
 
 
+_UNBUILDABLE = (
+    AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What timm and torch raise where a backbone or a decoder on it does not exist or does not fit."""
+
+
 def build_network(config: TrainingConfig, places: Places, dataset: Dataset) -> ExplainedNetwork:
     """The network of a run with the weights that its target model starts from, or has.
 
@@ -32,7 +38,7 @@ def build_network(config: TrainingConfig, places: Places, dataset: Dataset) -> E
     architecture = _architecture(config, places, dataset, given or None)
     try:
         network = ExplainedNetwork(architecture)
-    except (AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
+    except _UNBUILDABLE as error:
         raise TrainingError(
             f"a network of {config.backbone!r} with decoder {config.decoder!r} cannot be built: "
             f"{error}"
@@ -129,6 +135,11 @@ def _architecture(
     }
     count = _head_size(ready, given)
     if config.objective == "nem-u":
+        if not (config.pretrained or places.target_model or places.initial_weights):
+            raise TrainingError(
+                "the weights of this feature extractor would be random: name a file with "
+                "--target-model or --initial-weights"
+            )
         return Architecture(
             outputs=(),
             activation="none",
@@ -142,7 +153,10 @@ def _architecture(
         target = dataset.target
     else:
         names, activation = _output_names(places, count, dataset), places.activation
-        target = _explained_output(places, names, dataset)
+        target = _explained_output(places, names, dataset.target)
+        if not places.output_names and not dataset.exclusive:
+            names = tuple(dataset.target if name == target else name for name in names)
+            target = dataset.target
     return Architecture(
         outputs=names,
         activation="softmax" if activation == "softmax" else "sigmoid",
@@ -162,13 +176,15 @@ def _output_names(places: Places, count: int, dataset: Dataset) -> tuple[str, ..
                 f"--output-names has {len(places.output_names)} names, the model {count} outputs"
             )
         return places.output_names
-    if count == len(dataset.outputs):
+    if dataset.exclusive and count == len(dataset.outputs):
         return dataset.outputs
+    if count == 1:
+        return (dataset.target,)
     return tuple(f"output {i}" for i in range(count))
 
 
-def _explained_output(places: Places, names: tuple[str, ...], dataset: Dataset) -> str:
-    wanted = places.output if places.output is not None else dataset.target
+def _explained_output(places: Places, names: tuple[str, ...], target: str) -> str:
+    wanted = places.output if places.output is not None else target
     if wanted in names:
         return wanted
     if wanted.isdigit() and int(wanted) < len(names):

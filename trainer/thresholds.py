@@ -10,6 +10,7 @@ evidence_margin: the 95th percentile, over validation images that have a segment
 when that segment is moved elsewhere in the image at random.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,6 +138,7 @@ def choose_thresholds(
         if config.sensitivity is None
         else for_sensitivity(probability, validation.labels, config.sensitivity)
     )
+    decision = math.floor(decision * 1e4) / 1e4  # as it is written, and no higher
     positive = validation.labels > 0.5
 
     def look(level: float, moves: int) -> Level | None:
@@ -179,7 +181,7 @@ def choose_thresholds(
     progress.step()
     assert final is not None  # it was found above
     return Thresholds(
-        decision_threshold=round(decision, 4),
+        decision_threshold=decision,
         mask_threshold=chosen,
         evidence_margin=round(final.margin, 4),
         found={

@@ -155,6 +155,7 @@ def fit(stage: Stage, examples: Examples, run: Run) -> None:
                 saved = time.monotonic()
         _end_epoch(stage, standing, run)
     stage.keep(standing.best_weights)
+    team.unite(run.network)  # batch statistics are each process's own
     run.progress.note(f"{stage.name}: best after epoch {standing.best_epoch}")
 
 
@@ -212,18 +213,15 @@ def take_step(
             draws=Draws(key, own[part]),
             done=done,
         )
-        with mixed_precision(config):
-            losses: Losses = module(batch)
-        total = losses.loss.float().sum()
+        with team.averaging(module, now=number == len(parts)):
+            with mixed_precision(config):
+                losses: Losses = module(batch)
+            total = losses.loss.float().sum()
+            # gradients are averaged over the processes: this is the mean over the whole batch
+            scaled = total * (team.size / len(rows))
+            scaled.backward()  # type: ignore[no-untyped-call]
         loss += total.detach().double()
         figures = {k: float(v.float().mean()) for k, v in losses.figures.items()}
-        # gradients are averaged over the processes, so that this is the mean over the whole batch
-        scaled = total * (team.size / len(rows))
-        if number < len(parts) and team.size > 1:
-            with module.no_sync():  # type: ignore[operator]
-                scaled.backward()  # type: ignore[no-untyped-call]
-        else:
-            scaled.backward()  # type: ignore[no-untyped-call]
     mean = team.total(loss) / len(rows)
     if not np.isfinite(mean):
         raise TrainingError(f"the loss of the {stage.name} is not finite (NaN): {stage.advice}")
@@ -255,7 +253,6 @@ def _save(stage: Stage, standing: Standing, run: Run) -> None:
             "stage": stage.state(),
         }
         run.checkpoints.save(standing, run.epochs, states)
-    run.team.wait()
 
 
 def _resume(stage: Stage, run: Run) -> Standing | None:

@@ -1,0 +1,174 @@
+"""What else `nemt-train` does, whole runs on a few synthetic images: other sets, other objectives,
+the ablation, the dry run, resuming as another run.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from synthetic_sets import write_ham, write_rsna
+
+from nemt_dicom.bundle import Bundle
+from nemt_dicom.errors import BundleError
+from trainer import ablation, baselines, run
+from trainer.cli import main, read_arguments
+from trainer.config import PRESETS
+from trainer.thresholds import for_sensitivity
+
+BACKBONE = "test_efficientnet"
+QUICK = [
+    "--size", "64", "--classifier-epochs", "1", "--mask-epochs", "1", "--batch", "8",
+    "--threads", "1",
+]  # fmt: skip
+SMALL = ["--backbone", BACKBONE, *QUICK]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    write_rsna(folder / "rsna", count=64)
+    write_ham(folder / "ham", count=140)
+    return folder
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))["metrics"]
+    return found
+
+
+def weights(path: Path, backbone: str, outputs: int) -> Path:
+    torch.manual_seed(0)
+    save_file(timm.create_model(backbone, num_classes=outputs).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def melanoma(sets: Path) -> Path:
+    out = sets / "melanoma"
+    data = ["--target", "melanoma", "--data", str(sets / "ham"), "--random-init"]
+    assert main([*data, *SMALL, "--sensitivity", "0.8", "--out", str(out)]) == 0
+    return out
+
+
+def test_photographs_of_lesions(melanoma: Path) -> None:
+    bundle = Bundle.load(melanoma)
+    assert bundle.architecture.activation == "softmax"
+    assert len(bundle.architecture.outputs) == 7
+    with pytest.raises(BundleError, match="photograph"):
+        Bundle.load_served(melanoma)
+    table = metrics_of(melanoma)["localisation"]
+    assert {"mass", "rank", "faithfulness", "seconds"} <= set(table["nemt"])
+    assert "mean_of_boxes" in table
+
+
+def test_the_sensitivity_asked_for_is_reached_by_the_threshold_as_written(melanoma: Path) -> None:
+    found = Bundle.load(melanoma).manifest.training["thresholds"]
+    assert found["sensitivity"] >= 0.8
+    scores = np.array([0.2, 0.73128, 0.9, 0.1], np.float32)
+    assert for_sensitivity(scores, np.array([1, 1, 1, 0], np.float32), 2 / 3) == scores[1]
+
+
+def test_the_predicted_class_is_explained_by_every_method(sets: Path, melanoma: Path) -> None:
+    out = sets / "predicted"
+    data = ["--target", "melanoma", "--data", str(sets / "ham"), "--random-init"]
+    assert main([*data, *SMALL, "--objective", "nemt-predicted", "--out", str(out)]) == 0
+    ours, theirs = (metrics_of(folder)["localisation"] for folder in (out, melanoma))
+    assert set(ours) == set(theirs)
+    with pytest.raises(BundleError, match="predicted"):
+        Bundle.load_served(out)
+
+
+def test_a_representation_against_relax(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(baselines.RELAX_MASKS, "cpu", 20)
+    out = sets / "representation"
+    given = ["--target-model", str(weights(sets / "features.safetensors", BACKBONE, 8))]
+    data = ["--target", "pneumonia", "--data", str(sets / "rsna"), *given]
+    assert main([*data, *SMALL, "--objective", "nem-u", "--out", str(out)]) == 0
+    assert Bundle.load(out).architecture.neighbourhood == 1
+    table = metrics_of(out)["localisation"]
+    assert {"nemt", "relax", "u_relax", "random"} <= set(table)
+    assert "faithfulness" not in table["nemt"]
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_convnext"])
+def test_backbones_of_other_families(
+    sets: Path, backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "STEPS", 3)
+    out = sets / backbone
+    data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--random-init"]
+    size = ["--size", "160"] if backbone == "test_vit" else []
+    assert main([*data, *QUICK, *size, "--backbone", backbone, "--out", str(out)]) == 0
+    assert "gradcam++" in metrics_of(out)["localisation"]
+
+
+def test_a_decoder_that_does_not_fit(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--random-init"]
+    given = ["--backbone", "test_vit", "--decoder", "unet", "--size", "160"]
+    assert main([*data, *given, "--out", str(sets / "unfit")]) == 1
+    assert "'test_vit' with decoder 'unet' cannot be built" in capsys.readouterr().err
+
+
+def test_the_ablation(
+    sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ablation, "AREA_WEIGHTS", (0.5, 0.33))
+    monkeypatch.setattr(ablation, "NEIGHBOURHOODS", (21, 14))
+    out = sets / "ablation"
+    data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--random-init"]
+    command = [*data, *SMALL, "--ablation", "--out", str(out)]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    for name in ("λ₁ 0.5, 21 x 21", "λ₁ 0.33", "14 x 14", "no filter", "literal equation (2)"):
+        assert f"| {name} |" in text
+    assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    written = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    assert main(command) == 0  # nothing is computed again
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")} | {
+        "config.json": 0
+    } == written | {"config.json": 0}
+    assert main([*command, "--seed", "2"]) == 1
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_the_dry_run_spends_nothing(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = sets / "dry"
+    data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--random-init"]
+    assert main([*data, *SMALL, "--dry-run", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    for word in ("RSNA train", "classifier", "explanation module", "memory"):
+        assert word in text
+    assert not out.exists()
+
+
+def test_another_run_is_not_resumed(
+    sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = sets / "stopped"
+    data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--random-init"]
+    command = [*data, *SMALL, "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "finish", stopped)
+        assert main(command) == 130
+    other = weights(sets / "other.safetensors", BACKBONE, 1)
+    assert main([*command, "--resume", "--target-model", str(other)]) == 1
+    assert "begun with other settings (target model" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+
+
+def test_the_papers_preset_is_the_papers() -> None:
+    config, _, _ = read_arguments(
+        ["--target", "pneumonia", "--data", "d", "--out", "o", "--preset", "paper"]
+    )
+    assert (config.backbone, config.size, config.decoder) == ("resnet50", 224, "unet")
+    assert (config.area_weight, config.neighbourhood, config.batch) == (0.5, 21, 32)
+    assert (config.classifier_epochs, config.mask_epochs) == (10, 5)
+    assert set(PRESETS["paper"]) <= set(vars(config))
