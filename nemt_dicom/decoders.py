@@ -29,24 +29,22 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 class Decoder(nn.Module):
     """What every decoder has.
 
-    gain: how much the mask's logits rise with the local log odds of the output explained, learnt;
-    None where the mask is told nothing of the prediction.
+    gain: how much the mask's logits rise with the log odds of the output explained, learnt; None
+    where the mask is told nothing of the prediction.
     """
 
     def __init__(self, *, follows: bool) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.tensor(FIRST_GAIN)) if follows else None
 
-    def mask(self, images: Tensor, features: Features, local: Tensor | None) -> Tensor:
+    def mask(self, images: Tensor, features: Features, log_odds: Tensor | None) -> Tensor:
         """The mask before smoothing, (B, 1, S, S) in [0, 1].
 
-        images: (B, 3, S, S). local: log odds of the output explained, place by place of a coarse
-        map, (B, 1, h, w), or None.
+        images: (B, 3, S, S). log_odds: of the output explained (B,), or None.
         """
         logits: Tensor = self(images, features)
-        if self.gain is not None and local is not None:
-            finer = F.interpolate(local.detach(), size=logits.shape[-2:], mode="bilinear")
-            logits = logits + self.gain * finer
+        if self.gain is not None and log_odds is not None:
+            logits = logits + self.gain * log_odds.detach().view(-1, 1, 1, 1)
         return torch.sigmoid(logits)
 
 

@@ -41,7 +41,8 @@ class Architecture:
     pixel_mean, pixel_std: normalisation of the backbone's input.
     decoder: "light" or "unet", the paper's. decoder_width: channels of the light one.
     neighbourhood: side of the smoothing window; 1 is no smoothing.
-    follows: whether the mask is told the log odds of the output explained, place by place.
+    follows: whether the mask is told the log odds of the output explained; an explanation is then
+        weighed by its local probability, too.
     """
 
     backbone: str
@@ -173,7 +174,7 @@ class ExplainedNetwork(nn.Module):
         others = logits.scatter(1, index[:, None], float("-inf"))
         return own[:, 0] - others.logsumexp(dim=1)
 
-    def _local_log_odds(self, last: Tensor, logits: Tensor) -> Tensor:
+    def local_log_odds(self, last: Tensor, logits: Tensor) -> Tensor:
         """Log odds of the explained output at each place of the last feature map, (B, 1, h, w).
 
         Where a linear head sits on an average over places, the logits are the average of these: the
@@ -199,25 +200,35 @@ class ExplainedNetwork(nn.Module):
         return logits.softmax(dim=1) if exclusive else torch.sigmoid(logits)
 
     def forward(self, images: Tensor, kernels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One encoder pass: (B, C, S, S) -> logits (B, outputs), mask (B, 1, S, S).
+        """What is trained, in one encoder pass: logits (B, outputs) and mask (B, 1, S, S).
 
-        kernels: random smoothing kernels (B, side, side) in training; None is their expectation.
+        images: (B, C, S, S). kernels: random smoothing kernels (B, side, side); None is their
+        expectation.
         """
+        logits, mask, _ = self._pass(images, kernels)
+        return logits, mask
+
+    def _pass(self, images: Tensor, kernels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, mask, and the last feature map (B, C, h, w)."""
         x = self.normalise(images)
         last, features = self.target_model.forward_intermediates(x)
         logits: Tensor = self.target_model.forward_head(last)
-        local = self._local_log_odds(last, logits) if self.architecture.follows else None
-        mask = self.explanation_module.mask(x, features, local)
-        return logits, self.smoothing(mask, kernels)
+        log_odds = self.log_odds(logits) if self.architecture.follows else None
+        mask = self.explanation_module.mask(x, features, log_odds)
+        return logits, self.smoothing(mask, kernels), last
 
     def explain(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What is explained and its mask (B, 1, S, S).
+        """What is explained and its mask (B, 1, S, S), as it is served and measured.
 
         The first is the probability of the explained output (B,), or the embedding (B, D).
         """
-        logits, mask = self(images)
+        logits, mask, last = self._pass(images, None)
         if self.explains_representation:
             return logits.float(), mask
+        if self.architecture.follows:
+            local = self.local_log_odds(last, logits)
+            finer = F.interpolate(local, size=mask.shape[-2:], mode="bilinear")
+            mask = mask * torch.sigmoid(finer)
         return torch.sigmoid(self.log_odds(logits)), mask
 
 

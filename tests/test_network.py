@@ -447,7 +447,7 @@ def test_a_unet_takes_five_stages_at_most() -> None:
         UNetDecoder([8] * 6, "batch", follows=False)
 
 
-# --- the mask follows the prediction, place by place ---
+# --- the mask follows the prediction ---
 
 
 @torch.inference_mode()
@@ -457,26 +457,38 @@ def test_local_log_odds_average_to_the_logit() -> None:
     batch = images(3)
     last, _ = network.target_model.forward_intermediates(network.normalise(batch))
     logits = network.target_model.forward_head(last)
-    local = network._local_log_odds(last, logits)
+    local = network.local_log_odds(last, logits)
     assert local.shape == (3, 1, *last.shape[-2:])
     assert local.std() > 0
     assert torch.allclose(local.mean(dim=(-3, -2, -1)), logits[:, 1], atol=1e-4)
 
 
 @torch.inference_mode()
-def test_the_mask_rises_where_the_local_log_odds_do() -> None:
+def test_a_head_that_is_not_linear_on_an_average_has_one_value() -> None:
+    network = random_network("test_convnext")  # a norm lies between
+    batch = images(3)
+    last, _ = network.target_model.forward_intermediates(network.normalise(batch))
+    logits = network.target_model.forward_head(last)
+    local = network.local_log_odds(last, logits)
+    assert torch.allclose(local, network.log_odds(logits).view(-1, 1, 1, 1), atol=1e-6)
+
+
+@torch.inference_mode()
+def test_the_mask_rises_with_the_log_odds_and_is_weighed_by_the_local_probability() -> None:
     plain = random_network("test_resnet", neighbourhood=1)
     network = ExplainedNetwork(architecture(backbone="test_resnet", neighbourhood=1, follows=True))
     network.load_state_dict(plain.state_dict() | {"explanation_module.gain": torch.tensor(0.0)})
     batch = images(3)
     assert torch.allclose(network(batch)[1], plain(batch)[1], atol=1e-6)
     network.explanation_module.gain.fill_(0.7)
-    x = network.normalise(batch)
-    last, _ = network.target_model.forward_intermediates(x)
-    local = network._local_log_odds(last, network.target_model.forward_head(last))
+    log_odds = network.log_odds(network.logits(batch)).view(-1, 1, 1, 1)
+    trained = torch.sigmoid(torch.logit(plain(batch)[1]) + 0.7 * log_odds)
+    assert torch.allclose(network(batch)[1], trained, atol=1e-4)
+    last, _ = network.target_model.forward_intermediates(network.normalise(batch))
+    local = network.local_log_odds(last, network.target_model.forward_head(last))
     finer = F.interpolate(local, size=batch.shape[-2:], mode="bilinear")
-    expected = torch.sigmoid(torch.logit(plain(batch)[1]) + 0.7 * finer)
-    assert torch.allclose(network(batch)[1], expected, atol=1e-4)
+    assert torch.allclose(network.explain(batch)[1], trained * torch.sigmoid(finer), atol=1e-4)
+    assert not torch.allclose(network.explain(batch)[1], trained, atol=1e-2)
 
 
 def test_the_gain_is_trained_and_the_head_is_not() -> None:

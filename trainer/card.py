@@ -130,6 +130,12 @@ def _objective(recipe: dict[str, Any]) -> str:
         f"{recipe['exponent']:g}, λ₁ = {recipe['area_weight']}, removed pixels filled with "
         f"`{recipe['fill']}`{', only a fall of the response counts' if recipe['fall_only'] else ''}"
         f"{_preservation(recipe['preservation'])}."
+        + (
+            " The mask is told the log odds of the output, and what is served is weighed by the "
+            "local probability (class activation map)."
+            if recipe["follows"]
+            else ""
+        )
     )
 
 

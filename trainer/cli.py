@@ -194,7 +194,13 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
         ("evidence", "probability", "logit"),
     )
     _switch(mask, "--unscaled", "scaled", False, "do not divide the response by its mean")
-    _switch(mask, "--no-follow", "follows", False, "the mask is not told the log odds")
+    _switch(
+        mask,
+        "--no-follow",
+        "follows",
+        False,
+        "the mask is neither told the log odds nor weighed by the local probability",
+    )
     _option(mask, "--exponent", "exponent", "of the fall; the paper: 2")
     _option(mask, "--preservation", "preservation", "weight of: the evidence alone keeps p")
     _option(mask, "--binary-weight", "binary_weight", "λ₂ of nem-u: masks near 0 or 1")

@@ -45,7 +45,8 @@ class TrainingConfig:
     vanishes before it has found what lowers p, and does not come back. binary_weight: λ₂ of NEM-U.
     response, exponent, fall_only, preservation, fill: see objectives.py. scaled: the response is
     divided by its mean on training positives. follows: the mask is told the log odds of the
-    output, place by place, so that there is little of it where there is little to explain.
+    output, so that there is little of it where there is little to explain, and what is served is
+    weighed by the local probability.
     sensitivity: the validation sensitivity that the decision threshold shall reach; None chooses it
     by Youden's J.
     """
@@ -80,13 +81,13 @@ class TrainingConfig:
     occlusion: bool = True
 
     objective: ObjectiveName = "nemt"
-    mask_epochs: int = 7
+    mask_epochs: int = 4
     mask_patience: int = 5
     decoder: Literal["light", "unet"] = "light"
     decoder_width: int = 64
     decoder_norm: Norm = "batch"
     neighbourhood: int = 21
-    area_weight: float = 1.25
+    area_weight: float = 1.5
     area_warmup: float = 0.6
     binary_weight: float = 0.25
     response: Response = "evidence"
