@@ -10,10 +10,12 @@ from pydicom.uid import UID
 from nemt_dicom import __version__, cli, derived, listener, secondary_capture, segmentation, sender
 from nemt_dicom.config import Settings, load_settings
 from nemt_dicom.errors import Reason
+from trainer import cli as training
 
 ROOT = Path(__file__).parent.parent
 CONFORMANCE = (ROOT / "deploy" / "conformance.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING_TEXTS = README + training.EPILOG.replace("\\\n", " ")
 
 
 def table(first_header: str, number: int = 0) -> list[list[str]]:
@@ -105,6 +107,14 @@ def test_example_configuration_is_valid_and_complete() -> None:
 )
 def test_commands_of_the_readme_parse(command: str) -> None:
     cli._parser().parse_args(command.split()[1:])
+
+
+@pytest.mark.parametrize(
+    "command",
+    sorted(set(re.findall(r"(?:nemt-train|trainer\.cli) (--[^#\n]+--out[^#\n]+)", TRAINING_TEXTS))),
+)
+def test_training_commands_of_readme_and_help_parse(command: str) -> None:
+    training.read_arguments(command.split())
 
 
 def test_readme_starts_with_the_two_commands_and_the_limits() -> None:

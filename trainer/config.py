@@ -187,16 +187,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Recipes by name, as what differs from the defaults. "paper": section 4.2, with the response of
 the authors' code."""
 
-NEM_U: dict[str, Any] = {
-    "follows": False,
-    "scaled": False,
-    "area_weight": 0.125,
-    "area_warmup": 0.0,
-    "fill": "black",
-    "neighbourhood": 1,
+NEM_U: dict[str, dict[str, Any]] = {
+    "default": {
+        "area_weight": 0.5,
+        "area_warmup": 0.0,
+        "fill": "black",
+        "follows": False,
+        "scaled": False,
+    },
+    "paper": {"area_weight": 0.125, "neighbourhood": 1},
 }
-"""What the objective "nem-u" brings along from the paper: λ₁, the fill, and no smoothing, which
-it has in the supervised case only."""
+"""What the objective "nem-u" brings along to each preset. The paper smooths in the supervised case
+only."""
 
 
 @dataclass(frozen=True, kw_only=True)
