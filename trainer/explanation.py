@@ -15,12 +15,14 @@ from .cache import Examples
 from .checkpoint import Weights
 from .config import TrainingConfig
 from .objectives import (
-    EXPECTED,
     Deletion,
     Literal,
     Objective,
     Randomness,
     Representation,
+    Terms,
+    TrainingFill,
+    expected,
     respond,
 )
 from .optimisers import prodigy
@@ -111,7 +113,7 @@ class ExplanationStage:
         The score is infinite while the price still rises, and where the mask has collapsed.
         """
         self._network.eval()
-        figures = validate(self._network, self._objective, self._validation)
+        figures = validate(self._network, self._objective, self._validation, self._config.fill)
         if done <= self._config.area_warmup and done < 1:
             return float("inf"), figures
         if self._collapse_ends and self._collapsed(figures["area_positive"], last=done >= 1):
@@ -172,16 +174,23 @@ class _MaskLoss(nn.Module):
 
 @torch.inference_mode()
 def validate(
-    network: ExplainedNetwork, objective: Objective, examples: Examples, size: int = 32
+    network: ExplainedNetwork,
+    objective: Objective,
+    examples: Examples,
+    fill: TrainingFill,
+    size: int = 32,
 ) -> dict[str, float]:
-    """Loss, fall and mask area, over all examples and by label."""
+    """Loss, fall and mask area, over all examples and by label, the mean over all fills."""
     device = next(network.parameters()).device
-    parts = []
+    parts: list[list[Terms]] = []
     for i in range(0, len(examples), size):
-        images = torch.from_numpy(examples.take(np.arange(i, min(i + size, len(examples)))))
-        parts.append(objective(network, images.to(device), EXPECTED, 1.0))
+        rows = np.arange(i, min(i + size, len(examples)))
+        images = torch.from_numpy(examples.take(rows)).to(device)
+        parts.append([objective(network, images, r, 1.0) for r in expected(fill, images)])
     loss, fall, area = (
-        torch.cat([getattr(terms, name) for terms in parts]).float().cpu().numpy()
+        torch.cat([torch.stack([getattr(t, name) for t in part]).float().mean(0) for part in parts])
+        .cpu()
+        .numpy()
         for name in ("loss", "fall", "area")
     )
     positive = examples.labels > 0.5

@@ -56,8 +56,8 @@ def respond(log_odds: Tensor, response: Response) -> Tensor:
 def fill_of(images: Tensor, fill: TrainingFill, choice: Tensor | None) -> Tensor:
     """What takes the place of removed pixels, (B, C, S, S).
 
-    choice: (B,) in [0, 1), which of the three each image meets where the fill is "mixed"; None is
-    blur for all, for validation.
+    choice: (B,) in [0, 1), which of the three each image meets where the fill is "mixed"; blur for
+    all where None.
     """
     if fill != "mixed":
         return filled(images, fill)
@@ -80,7 +80,15 @@ class Randomness:
 
 
 EXPECTED = Randomness()
-"""The expectation of all that is random."""
+"""Nothing is random: smoothing by its expectation."""
+
+
+def expected(fill: TrainingFill, images: Tensor) -> list[Randomness]:
+    """What a loss without randomness is the mean over: each fill that training may draw."""
+    if fill != "mixed":
+        return [EXPECTED]
+    thirds = (1 / 6, 1 / 2, 5 / 6)
+    return [Randomness(fills=torch.full((len(images),), t, device=images.device)) for t in thirds]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
