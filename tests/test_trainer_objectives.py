@@ -25,6 +25,7 @@ from trainer.objectives import (
     Representation,
     Terms,
     cosine_distance,
+    expected,
     fill_of,
     respond,
 )
@@ -211,13 +212,15 @@ def test_the_scale_divides_what_falls() -> None:
     assert float(of_mask(scaled, Patch(), bright(), half).loss) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_mixed_fill_is_a_third_of_each_and_blur_in_validation() -> None:
+def test_a_mixed_fill_is_a_third_of_each_and_all_three_in_validation() -> None:
     images = torch.rand(4, 1, SIDE, SIDE)
     found = fill_of(images, "mixed", torch.tensor([0.1, 0.5, 0.9, 0.0]))
     each = {fill: fill_of(images, fill, None) for fill in ("black", "mean", "blur")}
     for row, fill in enumerate(("black", "mean", "blur", "black")):
         assert torch.equal(found[row], each[fill][row])
-    assert torch.equal(fill_of(images, "mixed", None), each["blur"])
+    validated = [fill_of(images, "mixed", random.fills) for random in expected("mixed", images)]
+    assert all(torch.equal(a, b) for a, b in zip(validated, each.values(), strict=True))
+    assert expected("blur", images) == [EXPECTED]
 
 
 # --- NEM-U ---
