@@ -47,6 +47,7 @@ class ClassifierStage:
         frozen_stages: int,
     ) -> None:
         self.epochs, self.patience = config.classifier_epochs, config.patience
+        self.keeps_last = False
         self._network, self._validation, self._config = network, validation, config
         network.target_model.requires_grad_(True)
         self._frozen = first_modules(network.target_model, frozen_stages)

@@ -173,6 +173,13 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
         ("nemt", "nemt-predicted", "nem-u", "literal"),
     )
     _option(mask, "--mask-epochs", "mask_epochs", "epochs at most")
+    _switch(
+        mask,
+        "--best-epoch",
+        "mask_keeps_last",
+        False,
+        "keep the epoch with the least validation loss, and stop early; not the last one",
+    )
     _option(mask, "--area-weight", "area_weight", "λ₁, the price of a mask's area")
     _option(mask, "--area-warmup", "area_warmup", "share of the steps over which λ₁ rises from 0")
     _option(mask, "--neighbourhood", "neighbourhood", "side of the smoothing window; 1: none")

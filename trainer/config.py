@@ -40,7 +40,9 @@ class TrainingConfig:
 
     objective: "nemt" explains the target, "nemt-predicted" the largest output, "nem-u" the
     embedding of a feature extractor, "literal" is equation (2) as printed.
-    mask_*: training of the explanation module by Prodigy. area_weight: λ₁. area_warmup: share of
+    mask_*: training of the explanation module by Prodigy. mask_keeps_last: the last epoch is kept;
+    else the one with the least validation loss, and mask_patience epochs without a better one end
+    the training. area_weight: λ₁. area_warmup: share of
     all steps over which λ₁ rises from 0; at its full price from the start an untrained mask
     vanishes before it has found what lowers p, and does not come back. binary_weight: λ₂ of NEM-U.
     response, exponent, fall_only, preservation, fill: see objectives.py. scaled: the response is
@@ -82,6 +84,7 @@ class TrainingConfig:
 
     objective: ObjectiveName = "nemt"
     mask_epochs: int = 4
+    mask_keeps_last: bool = True
     mask_patience: int = 5
     decoder: Literal["light", "unet"] = "light"
     decoder_width: int = 64

@@ -86,6 +86,7 @@ class ExplanationStage:
         collapse_ends: bool = True,
     ) -> None:
         self.epochs, self.patience = config.mask_epochs, config.mask_patience
+        self.keeps_last = config.mask_keeps_last
         self._network, self._validation, self._config = network, validation, config
         nemt = config.objective in {"nemt", "nemt-predicted"}
         scale = mean_response(network, train, config) if config.scaled and nemt else 1.0

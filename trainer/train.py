@@ -57,12 +57,14 @@ class Losses:
 class Stage(Protocol):
     """What the loop trains. `module` maps a `Batch` to `Losses`; its weights are the optimiser's.
 
-    advice: what to try where the loss is not finite.
+    keeps_last: whether the last epoch is kept, not the one with the best score. advice: what to try
+    where the loss is not finite.
     """
 
     name: str
     epochs: int
     patience: int
+    keeps_last: bool
     module: nn.Module
     optimiser: torch.optim.Optimizer
     advice: str
@@ -156,7 +158,7 @@ def fit(stage: Stage, examples: Examples, run: Run) -> None:
         _end_epoch(stage, standing, run)
     stage.keep(standing.best_weights)
     team.unite(run.network)  # batch statistics are each process's own
-    run.progress.note(f"{stage.name}: best after epoch {standing.best_epoch}")
+    run.progress.note(f"{stage.name}: kept as after epoch {standing.best_epoch}")
 
 
 def batches(config: TrainingConfig, stage: str, epoch: int, count: int) -> list[NDArray[np.intp]]:
@@ -236,7 +238,7 @@ def _end_epoch(stage: Stage, standing: Standing, run: Run) -> None:
     run.epochs.append(Epoch(part=stage.name, number=standing.epoch, figures=figures))
     if run.team.first:
         run.record(run.epochs)
-    if score < standing.best_score:
+    if score < standing.best_score or (stage.keeps_last and np.isfinite(score)):
         standing.best_score, standing.best_epoch = score, standing.epoch
         standing.best_weights = {k: v.detach().clone() for k, v in stage.weights().items()}
     late = standing.epoch - standing.best_epoch >= stage.patience
