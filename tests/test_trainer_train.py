@@ -257,6 +257,28 @@ def test_a_collapse_may_lie_on_the_way(
     assert len(list(left)) == (0 if ends is None else len(areas) - ends)
 
 
+@pytest.mark.parametrize(("options", "kept"), [((), 3), (("--best-epoch",), 2)])
+def test_which_epoch_of_the_explanation_module_is_kept(
+    data: Path,
+    target_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    kept: int,
+) -> None:
+    losses = iter([3.0, 1.0, 2.0])
+
+    def validated(*_: Any) -> dict[str, float]:
+        return {"loss": next(losses), "area_positive": 0.2}
+
+    given = (*mask_only(target_model, epochs=3), "--area-warmup", "0", *options)
+    with monkeypatch.context() as patch:
+        patch.setattr(explanation, "validate", validated)
+        assert main(command(data, tmp_path / "out", *given)) == 0
+    assert f"explanation module: kept as after epoch {kept}" in capsys.readouterr().err
+
+
 def test_every_example_once_an_epoch_but_for_a_part_of_a_batch() -> None:
     config = TrainingConfig(batch=8)
     planned = batches(config, "classifier", 1, 43)
