@@ -79,26 +79,23 @@ class Architecture:
         return asdict(self)
 
 
-def _feature_shapes(target_model: Any) -> tuple[list[int], list[int]]:
-    """Channels and strides of the feature maps, fine to coarse, by looking at them."""
-    side = target_model.default_cfg.get("input_size", (3, 224, 224))[-1]
-    target_model.eval()
-    with torch.inference_mode():
-        _, features = target_model.forward_intermediates(torch.zeros(1, 3, side, side))
-    return [f.shape[1] for f in features], [round(side / f.shape[-1]) for f in features]
-
-
 @torch.inference_mode()
-def _head_is_local(target_model: Any) -> bool:
-    """Whether the logits are a linear function of the average of the last feature map: tried."""
-    head = target_model.get_classifier()
+def _probe(target_model: Any) -> tuple[list[int], list[int], bool]:
+    """Channels and strides of the feature maps, fine to coarse, by looking at them; and whether
+    the logits are a linear function of the average of the last one, by trying.
+    """
     side = target_model.default_cfg.get("input_size", (3, 224, 224))[-1]
-    probe = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
-    last, _ = target_model.eval().forward_intermediates(probe)
+    image = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
+    last, features = target_model.eval().forward_intermediates(image)
+    channels, strides = (
+        [f.shape[1] for f in features],
+        [round(side / f.shape[-1]) for f in features],
+    )
+    head = target_model.get_classifier()
     if last.ndim != 4 or not isinstance(head, nn.Linear) or last.shape[1] != head.in_features:
-        return False
-    logits: Tensor = target_model.forward_head(last)
-    return torch.allclose(logits, head(last.mean(dim=(-2, -1))), rtol=1e-3, atol=1e-4)
+        return channels, strides, False
+    logits, mean = target_model.forward_head(last), head(last.mean(dim=(-2, -1)))
+    return channels, strides, torch.allclose(logits, mean, rtol=1e-3, atol=1e-4)
 
 
 def _decoder(architecture: Architecture, channels: list[int], reductions: list[int]) -> Decoder:
@@ -127,8 +124,8 @@ class ExplainedNetwork(nn.Module):
             pretrained=False,
             num_classes=len(architecture.outputs) or architecture.embedding,
         )
-        self._head_is_local = _head_is_local(self.target_model)
-        self.explanation_module = _decoder(architecture, *_feature_shapes(self.target_model))
+        channels, strides, self._head_is_local = _probe(self.target_model)
+        self.explanation_module = _decoder(architecture, channels, strides)
         self.smoothing = NeighbourhoodAveraging(architecture.neighbourhood)
         mean, std = torch.tensor(architecture.pixel_mean), torch.tensor(architecture.pixel_std)
         self.register_buffer("pixel_mean", mean.view(1, 3, 1, 1), persistent=False)
@@ -157,6 +154,12 @@ class ExplainedNetwork(nn.Module):
         if self.architecture.explains == "predicted":
             return logits.detach().argmax(dim=1)
         return torch.full((len(logits),), self.target_index, device=logits.device)
+
+    def explained_output(self, images: Tensor) -> Tensor:
+        """Which output of each image is explained: (B, C, S, S) -> (B,) int64."""
+        if self.architecture.explains == "predicted":
+            return self.explained_index(self.logits(images))
+        return torch.full((len(images),), self.target_index, device=images.device)
 
     def log_odds(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
         """log(p / (1 - p)) of output `index` (B,) int64, of the explained one where None: (B,).

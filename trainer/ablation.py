@@ -25,7 +25,15 @@ from .distributed import Team
 from .evaluate import ground_truth
 from .explanation import ExplanationStage, soft_masks
 from .progress import Progress
-from .run import Prepared, begun_with, frozen_stages, load_split, make_repeatable, prepare
+from .run import (
+    Prepared,
+    begun_with,
+    frozen_stages,
+    load_split,
+    make_repeatable,
+    prepare,
+    require_same,
+)
 from .train import Run, fit
 
 AREA_WEIGHTS = (1.0, 0.66, 0.5, 0.4, 0.33)
@@ -149,14 +157,13 @@ def _measure(
 
 def _require_same(config: TrainingConfig, prepared: Prepared, places: Places) -> None:
     """Raises `TrainingError` where the folder holds another ablation, or something else."""
-    now = json.dumps(config.to_manifest() | {"begun_with": begun_with(prepared, places)}, indent=2)
+    begun = config.to_manifest() | {"begun_with": begun_with(prepared, places)}
     path = places.out / "config.json"
     if path.is_file():
-        if path.read_text("utf-8") != now:
-            raise TrainingError(f"{places.out} holds an ablation with other settings or data")
+        require_same(begun, path)
     elif any(places.out.iterdir()):
         raise TrainingError(f"{places.out} is not empty; choose a new folder")
-    path.write_text(now, encoding="utf-8")
+    path.write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
 
 
 def _file_name(name: str) -> str:

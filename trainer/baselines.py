@@ -78,7 +78,7 @@ def grad_cam_plus_plus(network: ExplainedNetwork, images: Images) -> Maps:
     ) as cam:
         for part in _batches(network, images):
             x = network.normalise(part).requires_grad_(True)
-            targets = [ClassifierOutputTarget(int(i)) for i in _explained(network, part)]
+            targets = [ClassifierOutputTarget(int(i)) for i in network.explained_output(part)]
             maps.append(cam(input_tensor=x, targets=targets))
     return np.concatenate(maps).astype(np.float32)
 
@@ -92,12 +92,6 @@ def _as_map(model: Any, found: Tensor) -> Tensor:
     return found.movedim(-1, 1) if getattr(model, "output_fmt", "NCHW") == "NHWC" else found
 
 
-@torch.inference_mode()
-def _explained(network: ExplainedNetwork, part: Tensor) -> Tensor:
-    """Which output of each image is explained, (B,)."""
-    return network.explained_index(network.logits(part)).clone()
-
-
 def integrated_gradients(network: ExplainedNetwork, images: Images) -> Maps:
     """Integrated Gradients of the explained logit, from a black image, absolute."""
     method = IntegratedGradients(network.logits)
@@ -105,7 +99,7 @@ def integrated_gradients(network: ExplainedNetwork, images: Images) -> Maps:
         method.attribute(
             part,
             baselines=torch.zeros_like(part),
-            target=_explained(network, part),
+            target=network.explained_output(part),
             n_steps=STEPS,
             internal_batch_size=2 * AT_ONCE,
         )
@@ -122,7 +116,7 @@ def gradient_shap(network: ExplainedNetwork, images: Images) -> Maps:
             method.attribute(
                 part,
                 baselines=torch.zeros_like(part[:1]),
-                target=_explained(network, part),
+                target=network.explained_output(part),
                 n_samples=SAMPLES,
                 stdevs=0.0,
             )

@@ -126,7 +126,7 @@ def _explained(
     if network.architecture.explains == "target":
         return network.probability, None
     found = [
-        network.explained_index(network.logits(part.to(device))).cpu()
+        network.explained_output(part.to(device)).cpu()
         for part in torch.split(torch.from_numpy(images), 32)
     ]
     return network.probabilities, torch.cat(found).numpy()

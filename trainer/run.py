@@ -67,7 +67,8 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
     try:
         prepared = prepare(config, places, team, progress)
         begun = config.to_manifest() | {"begun_with": begun_with(prepared, places)}
-        _require_same(begun, folder, places)
+        if places.resume:
+            require_same(begun, folder / "config.json")
         team.wait()
         if team.first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -254,11 +255,9 @@ def begun_with(prepared: Prepared, places: Places) -> dict[str, Any]:
     }
 
 
-def _require_same(begun: dict[str, Any], folder: Path, places: Places) -> None:
-    """Raises `TrainingError` where a run is resumed that was begun as another."""
-    if not places.resume:
-        return
-    recorded = json.loads((folder / "config.json").read_text("utf-8"))
+def require_same(begun: dict[str, Any], path: Path) -> None:
+    """Raises `TrainingError` where `path` says that what goes on was begun as another run."""
+    recorded = json.loads(path.read_text("utf-8"))
     now = json.loads(json.dumps(begun))  # as it is written
     changed = [
         name
@@ -271,7 +270,7 @@ def _require_same(begun: dict[str, Any], folder: Path, places: Places) -> None:
     ]
     if changed:
         raise TrainingError(
-            f"{places.out} was begun with other settings ({', '.join(changed)}); resume with the "
+            f"{path.parent} was begun with other settings ({', '.join(changed)}); resume with the "
             "same, or choose a new folder"
         )
 
