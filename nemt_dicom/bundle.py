@@ -55,7 +55,7 @@ class Manifest(BaseModel):
     mask_threshold: makes the mask a segment.
     evidence_margin: how far p must fall when the segment is occluded.
     fill: what takes the place of occluded pixels.
-    training, data, metrics: for people and for the model card.
+    training, data: for people and for the model card. metrics: what `nemt-eval` measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +75,11 @@ class Manifest(BaseModel):
     data: dict[str, Any]
     metrics: dict[str, Any]
     sha256: dict[str, str]
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether it says how good the bundle's explanations are, by `nemt-eval`."""
+        return bool(self.metrics.get("methods")) and "checks" in self.metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -335,6 +335,7 @@ def _bundle_show(options: argparse.Namespace) -> int:
         ("evidence_margin", f"{m.evidence_margin:.4f}  p must fall by more"),
         ("fill", m.fill),
         ("backbone", bundle.architecture.backbone),
+        *_figures(m.metrics if m.evaluated else None),
         ("digest", bundle.digest),
         ("folder", str(bundle.folder)),
     ):
@@ -342,6 +343,32 @@ def _bundle_show(options: argparse.Namespace) -> int:
     console.print(table)
     console.print(Markdown((bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8")))
     return EXIT_OK
+
+
+def _figures(metrics: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What `nemt-eval` found, in short; the model card has it all."""
+    if metrics is None:
+        return [("figures", "none: nemt-eval --bundle DIR --data DIR --out DIR --into-bundle")]
+
+    def show(figure: dict[str, float]) -> str:
+        return f"{figure['mean']:.3f} ({figure['lo']:.3f} to {figure['hi']:.3f})"
+
+    of, own = metrics["evaluated"], metrics["methods"]["nemt"]
+    rows = [
+        (
+            "evaluated on",
+            f"{of['split']} split of {', '.join(of['sources'])}, {of['images']} images",
+        )
+    ]
+    rows += [(f"AUC, {name}", show(value)) for name, value in metrics.get("auc", {}).items()]
+    for key in ("relevance_rank", "relevance_mass", "complexity", "sparseness", "faithfulness"):
+        if key in own:
+            rows.append((key.replace("_", " "), show(own[key])))
+    rows += [
+        ("yes" if check["passed"] else "NO", f"{check['question']} {check['figure']}")
+        for check in metrics["checks"]
+    ]
+    return rows
 
 
 def _bundle_verify(options: argparse.Namespace) -> int:

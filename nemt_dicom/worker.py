@@ -181,9 +181,15 @@ class PipelineEngine:
 
         self._settings = settings
         self._pipeline = pipeline
-        self._explainer = Explainer(
-            Bundle.load_served(settings.explanation.bundle), settings.explanation
-        )
+        bundle = Bundle.load_served(settings.explanation.bundle)
+        if not bundle.manifest.evaluated:
+            LOGGER.warning(
+                "bundle %s says nothing of how good its explanations are: "
+                "nemt-eval --bundle %s --data DIR --out DIR --into-bundle",
+                bundle.digest[:12],
+                bundle.folder,
+            )
+        self._explainer = Explainer(bundle, settings.explanation)
 
     @property
     def device(self) -> str:

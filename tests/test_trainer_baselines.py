@@ -9,8 +9,9 @@ from conftest import random_network
 from torch.nn import functional as F
 
 from nemt_dicom.network import ExplainedNetwork
-from trainer import baselines
+from trainer import baselines, perturbation
 from trainer.baselines import METHODS, mean_of_boxes
+from trainer.perturbation import maximum_convolution, rise, smooth_pixel_mask
 from trainer.relax import random_masks, relax, u_relax
 
 SIDE = 96
@@ -32,6 +33,13 @@ def same(maps: np.ndarray, expected: np.ndarray) -> None:
     """Equal but for the rounding of passes of another size, whatever the scale of a map."""
     assert expected.max() > 0
     assert np.abs(maps - expected).max() <= 1e-5 * expected.max()
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes its time in earnest; where a test needs more, it says so."""
+    monkeypatch.setattr(baselines, "RISE_MASKS", 60)
+    monkeypatch.setattr(perturbation, "STEPS", 5)
 
 
 @pytest.mark.parametrize("key", METHODS)
@@ -106,18 +114,38 @@ def test_gradient_shap_is_captums(network: ExplainedNetwork, images: np.ndarray)
     same(maps, expected)
 
 
-def test_grad_cam_is_its_librarys(network: ExplainedNetwork, images: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    ("key", "library"),
+    [("gradcam++", "GradCAMPlusPlus"), ("gradcam", "GradCAM"), ("hirescam", "HiResCAM")],
+)
+def test_class_activation_maps_are_their_librarys(
+    key: str, library: str, network: ExplainedNetwork, images: np.ndarray
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from pytorch_grad_cam import GradCAMPlusPlus
+        import pytorch_grad_cam
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     x = network.normalise(torch.from_numpy(images[:3])).requires_grad_(True)
     layer = network.target_model.blocks[-1]
-    with GradCAMPlusPlus(model=network.target_model, target_layers=[layer]) as cam:
+    method = getattr(pytorch_grad_cam, library)
+    with method(model=network.target_model, target_layers=[layer]) as cam:
         expected = cam(input_tensor=x, targets=[ClassifierOutputTarget(1)] * 3)
-    maps = METHODS["gradcam++"].maps(network, images[:3])
+    maps = METHODS[key].maps(network, images[:3])
     same(maps, expected)
+
+
+def test_occlusion_is_captums(network: ExplainedNetwork, images: np.ndarray) -> None:
+    from captum.attr import Occlusion
+
+    found = Occlusion(lambda images: network.logits(images)[:, 1]).attribute(
+        torch.from_numpy(images[:3]),
+        sliding_window_shapes=(1, SIDE // 7, SIDE // 7),
+        strides=(1, SIDE // 14, SIDE // 14),
+        baselines=0.0,
+    )
+    expected = found.sum(dim=1).clamp(min=0).detach().numpy()
+    same(METHODS["occlusion"].maps(network, images[:3]), expected)
 
 
 def test_nemt_is_the_explanation_modules_mask(
@@ -136,6 +164,7 @@ def test_what_ignores_the_image(network: ExplainedNetwork, images: np.ndarray) -
     assert blob[0, SIDE // 2, 0] == pytest.approx(np.exp(-2), rel=0.05)
     noise = METHODS["random"].maps(network, images)
     assert not np.array_equal(noise[0], noise[1])
+    assert np.array_equal(METHODS["random"].maps(network, images[1:2])[0], noise[1])
     boxes = np.zeros((2, SIDE, SIDE), bool)
     boxes[0, :10], boxes[1, :20] = True, True
     mean = mean_of_boxes(list(boxes))
@@ -152,6 +181,69 @@ def of_the_patch(images: torch.Tensor) -> torch.Tensor:
     """An embedding that looks at one patch only, pooled to 4 x 4, and has a constant part."""
     patch = F.adaptive_avg_pool2d(images[..., *PATCH], 4).flatten(1)
     return torch.cat([patch, torch.ones(len(patch), 1)], dim=1)
+
+
+class OfThePatch(ExplainedNetwork):
+    """A network whose log odds are a multiple of the mean of one patch."""
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        mean = images[..., *PATCH].mean(dim=(1, 2, 3))
+        return torch.stack([0 * mean, 8 * mean - 4], dim=1)
+
+
+@pytest.fixture(scope="module")
+def looker() -> OfThePatch:
+    network = random_network()
+    network.__class__ = OfThePatch
+    assert isinstance(network, OfThePatch)
+    return network
+
+
+def in_the_patch(found: np.ndarray) -> bool:
+    highest = np.unravel_index(found.argmax(), found.shape)
+    return all(edge.start <= i < edge.stop for i, edge in zip(highest, PATCH, strict=True))
+
+
+def test_rise_finds_the_only_patch_that_matters(looker: OfThePatch, images: np.ndarray) -> None:
+    bright = images[:2] * 0.3 + 0.7
+    for found in rise(looker, bright, masks=1000):
+        assert in_the_patch(found)
+        far = found[:, 60:]
+        assert found[PATCH].mean() > far.mean() + 5 * far.std()
+
+
+def test_rise_is_its_mean(looker: OfThePatch, images: np.ndarray) -> None:
+    """Equation 6 written out, with all masks at hand; whatever the batch."""
+    generator = torch.Generator().manual_seed(3)
+    masks = torch.cat([random_masks(20, SIDE, generator) for _ in range(3)])
+    p = looker.probability(torch.from_numpy(images[:1]) * masks).double()
+    expected = (p.view(-1, 1, 1) * masks[:, 0].double()).mean(dim=0) / 0.5
+    found = rise(looker, images[:1], masks=60, seed=3, batch=20)
+    assert found[0] == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_a_smooth_pixel_mask_keeps_the_patch_and_its_area(
+    looker: OfThePatch, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perturbation, "STEPS", 150)
+    image = np.zeros((1, 1, SIDE, SIDE), np.float32)
+    image[..., *PATCH] = 1  # the rest is dark, and its blur has none of the patch's light
+    for area in (0.05, 0.1):
+        found = smooth_pixel_mask(looker, image, area=area)[0]
+        assert found.mean() == pytest.approx(area, abs=0.02)
+        assert found[PATCH].mean() > 0.8  # what area is left lies anywhere
+
+
+def test_the_maximum_convolution_is_as_high_as_the_highest_cell() -> None:
+    cells = torch.zeros(1, 32 * 32)
+    cells[0, 16 * 32 + 8] = 1.0
+    found = maximum_convolution(cells)[0, 0]
+    assert found.shape == (64, 64)
+    highest = divmod(int(found.argmax()), 64)
+    assert highest in {(y, x) for y in (32, 33) for x in (16, 17)}
+    assert float(found.max()) > 0.9
+    assert float(found[:, 48:].max()) < 0.05
+    assert maximum_convolution(torch.ones(1, 1024))[0, 0, 32, 32] > 0.9
 
 
 def test_relax_finds_the_only_patch_that_matters(images: np.ndarray) -> None:

@@ -53,24 +53,23 @@ def test_the_manifest_holds_recipe_data_and_figures(trained: Path) -> None:
     }  # fmt: skip
     metrics = manifest["metrics"]
     for figure in (metrics["auc"]["all"], metrics["mask_area"]["positives"]):
-        assert figure["low"] <= figure["value"] <= figure["high"]
-    methods = set(metrics["localisation"])
-    assert methods == {
+        assert figure["lo"] <= figure["mean"] <= figure["hi"]
+    assert set(metrics["methods"]) == {
         "nemt", "gradcam++", "integrated_gradients", "gradient_shap", "mean_of_boxes",
         "centred_blob", "random",
     }  # fmt: skip
-    assert set(metrics["methods"]) == methods
     assert metrics["methods"]["gradient_shap"]["library"].startswith("captum ")
-    for row in metrics["localisation"].values():
-        for name in ("mass", "rank", "complexity", "sparseness", "seconds"):
-            assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]
-    assert metrics["localisation"]["nemt"]["faithfulness"]["images"] == 8
-    assert "nemt_over" in metrics["localisation"]["gradcam++"]
-    assert metrics["classifier_seconds"]["value"] > 0
-    assert metrics["localisation"]["random"]["mass"]["value"] == pytest.approx(
-        metrics["box_share"], abs=0.02
+    for row in metrics["methods"].values():
+        for name in ("relevance_mass", "relevance_rank", "complexity", "sparseness", "seconds"):
+            assert row[name]["lo"] <= row[name]["mean"] <= row[name]["hi"]
+    assert metrics["methods"]["nemt"]["faithfulness"]["n"] == 8
+    assert "nemt_over" in metrics["methods"]["gradcam++"]
+    assert metrics["classifier"]["seconds"]["mean"] > 0
+    assert metrics["methods"]["random"]["relevance_mass"]["mean"] == pytest.approx(
+        metrics["truth_share"]["mean"], abs=0.02
     )
-    assert sum(metrics["boxed_verdicts"].values()) == 8
+    assert sum(metrics["drawn"]["boxed_verdicts"].values()) == 8
+    assert Bundle.load(trained).manifest.evaluated
 
 
 def test_the_card_says_what_it_must_and_names_no_folder(trained: Path) -> None:

@@ -22,7 +22,7 @@ from synthetic_sets import (
 
 from nemt_dicom.errors import DataError
 from nemt_dicom.preprocess import Preprocessing
-from trainer import datasets, layouts
+from trainer import layouts, truth
 from trainer.datasets import (
     Case,
     Dataset,
@@ -30,9 +30,9 @@ from trainer.datasets import (
     find_cases,
     fingerprint,
     read_radiograph,
-    read_truth,
 )
 from trainer.splits import is_test, is_validation
+from trainer.truth import read_truth
 
 PREPROCESSING = Preprocessing(size=48, low_percentile=0.5, high_percentile=99.5)
 RSNA_LABELS, NIH_LABELS = "stage_2_train_labels.csv", "Data_Entry_2017_v2020.csv"
@@ -340,7 +340,7 @@ def test_the_table_of_boxes_is_read_once_and_again_when_it_changes(
     cases = find(rsna).cases
     frame, reads = geometry(cases[1]), []
     read = layouts.read_boxes
-    monkeypatch.setattr(datasets, "read_boxes", lambda table: reads.append(table) or read(table))
+    monkeypatch.setattr(truth, "read_boxes", lambda table: reads.append(table) or read(table))
     for case in cases:
         read_truth(case, frame)
     assert len(reads) == 1
@@ -382,12 +382,10 @@ def test_no_truth_without_boxes_and_masks(nih: Path) -> None:
 def test_the_trainer_proper_cannot_reach_the_truth() -> None:
     folder = Path(find_cases.__code__.co_filename).parent
     texts = {path.name: path.read_text("utf-8") for path in folder.glob("*.py")}
-    assert {n for n, text in texts.items() if "read_truth" in text} == {
-        "datasets.py", "evaluate.py",
-    }  # fmt: skip
-    assert {n for n, text in texts.items() if "read_boxes" in text} == {
-        "datasets.py", "layouts.py",
-    }  # fmt: skip
+    assert {n for n, text in texts.items() if "read_truth" in text} == {"truth.py"}
+    assert {n for n, text in texts.items() if "read_boxes" in text} == {"truth.py", "layouts.py"}
+    reaching = {n for n, text in texts.items() if "from .truth" in text}
+    assert reaching == {"ablation.py", "evaluate.py", "run.py"}
 
 
 # --- what is refused ---

@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import random_network
 
-from trainer.baselines import METHODS
-from trainer.comparison import compare, seconds
+from trainer import removal
+from trainer.baselines import METHODS, random_maps
+from trainer.comparison import Evaluated, mean_curves, scores, table
+from trainer.maps import Attributed
 from trainer.metrics import (
     QUANTUS,
     area_under_curve,
@@ -18,11 +20,14 @@ from trainer.metrics import (
     faithfulness,
     features_in_step,
     min_max,
+    overlap,
+    pointing_game,
     relevance_mass,
     relevance_rank,
     sparseness,
 )
-from trainer.report import differences_table, draw_comparison, localisation_table, methods_list
+from trainer.result_charts import draw_bars
+from trainer.result_tables import differences_table, methods_list, paper_table
 from trainer.thresholds import OVERLAP, move, youden
 
 
@@ -218,6 +223,15 @@ BOXES = np.stack([np.roll(BOX, 3 * i, axis=0) for i in range(4)])
 PATIENTS = ["a", "b", "c", "d"]
 
 
+def compare(maps: dict[str, np.ndarray], of: Evaluated) -> dict[str, dict]:
+    """The table of maps that every image has one of."""
+    columns = {
+        key: scores(of, Attributed(found=dict(enumerate(each))), gated=key == "nemt")
+        for key, each in maps.items()
+    }
+    return table(columns, PATIENTS)
+
+
 def table_of_three() -> dict[str, dict]:
     """The explanation module perfect, GradCAM++ half right, the mean of all boxes."""
     maps = {
@@ -225,31 +239,49 @@ def table_of_three() -> dict[str, dict]:
         "gradcam++": np.roll(BOXES, 2, axis=2).astype(np.float32),
         "mean_of_boxes": np.broadcast_to(BOXES.mean(axis=0, dtype=np.float32), BOXES.shape),
     }
-    return compare(maps, BOXES, np.zeros((4, 1, 20, 20), np.float32), None, PATIENTS)
+    images = np.zeros((4, 1, 20, 20), np.float32)
+    return compare(maps, Evaluated(images=images, truth=BOXES, probability=None))
 
 
 def test_a_map_that_ignores_the_image_gains_nothing_over_others() -> None:
-    table = table_of_three()
-    assert table["nemt"]["mass"]["value"] == 1
-    assert table["nemt"]["mass_less_others"]["value"] > 0.5
-    assert table["mean_of_boxes"]["mass"]["value"] > BOX.mean()
-    assert table["mean_of_boxes"]["mass_less_others"]["value"] == pytest.approx(0, abs=1e-6)
+    found = table_of_three()
+    assert found["nemt"]["relevance_mass"]["mean"] == 1
+    assert found["nemt"]["relevance_mass_less_others"]["mean"] > 0.5
+    assert found["nemt"]["pointing_game"]["mean"] == found["nemt"]["iou"]["mean"] == 1
+    ignoring = found["mean_of_boxes"]
+    assert ignoring["relevance_mass"]["mean"] > BOX.mean()
+    assert ignoring["relevance_mass_less_others"]["mean"] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_explanation_module_against_each_method() -> None:
-    table = table_of_three()
-    assert "nemt_less" not in table["nemt"]
-    cam = table["gradcam++"]
-    assert cam["mass"]["value"] == 0.5
-    assert cam["nemt_over"]["mass"] == {"value": 2, "low": 2, "high": 2, "images": 4}
-    difference = cam["nemt_less"]["mass_less_others"]["value"]
-    own = [table[key]["mass_less_others"]["value"] for key in ("nemt", "gradcam++")]
-    assert difference == pytest.approx(own[0] - own[1], abs=2e-4)
-    assert cam["nemt_less"]["mass"]["low"] == cam["nemt_less"]["mass"]["high"] == 0.5
+    found = table_of_three()
+    assert "nemt_less" not in found["nemt"]
+    cam = found["gradcam++"]
+    assert cam["relevance_mass"]["mean"] == 0.5
+    assert cam["iou"]["mean"] == pytest.approx(1 / 3, abs=1e-4)
+    assert cam["nemt_over"]["relevance_mass"] == {"mean": 2, "lo": 2, "hi": 2, "n": 4}
+    name = "relevance_mass_less_others"
+    own = [found[key][name]["mean"] for key in ("nemt", "gradcam++")]
+    assert cam["nemt_less"][name]["mean"] == pytest.approx(own[0] - own[1], abs=2e-4)
+    assert cam["nemt_less"]["relevance_mass"]["lo"] == 0.5
+    assert cam["nemt_less"]["relevance_mass"]["hi"] == 0.5
 
 
 def test_a_representation_has_no_faithfulness() -> None:
     assert all("faithfulness" not in row for row in table_of_three().values())
+
+
+def test_methods_that_saw_a_part_are_compared_on_that_part() -> None:
+    images = np.zeros((4, 1, 20, 20), np.float32)
+    of = Evaluated(images=images, truth=BOXES, probability=None)
+    ours = scores(of, Attributed(found=dict(enumerate(BOXES.astype(np.float32)))), gated=True)
+    half = {i: np.roll(BOXES[i], 2, axis=1).astype(np.float32) for i in (1, 3)}
+    theirs = scores(of, Attributed(found=half))
+    assert np.isnan(theirs["relevance_mass"][[0, 2]]).all()
+    found = table({"nemt": ours, "slow": theirs}, PATIENTS)["slow"]
+    assert found["relevance_mass"]["n"] == found["nemt_less"]["relevance_mass"]["n"] == 2
+    assert found["nemt_over"]["relevance_mass"]["n"] == 2
+    assert scores(of, Attributed(failed={0: "no"})) == {}
 
 
 def test_undefined_faithfulness_is_left_out_and_counted() -> None:
@@ -260,31 +292,30 @@ def test_undefined_faithfulness_is_left_out_and_counted() -> None:
     regions = np.zeros(effect.shape, bool)
     regions[:, :10] = True
     maps = {"nemt": effect, "gradcam++": some, "random": none}
-    table = compare(maps, regions, images, linear, PATIENTS)
-    assert table["nemt"]["faithfulness"]["images"] == 4
-    assert table["gradcam++"]["faithfulness"]["images"] == 3
-    assert table["gradcam++"]["faithfulness"]["value"] == pytest.approx(1, abs=1e-3)
-    assert table["gradcam++"]["nemt_less"]["faithfulness"]["images"] == 3
-    assert "faithfulness" not in table["random"]
-    described = {key: METHODS[key].describe() for key in maps}
-    lines = localisation_table({"localisation": table, "methods": described}).splitlines()
+    found = compare(maps, Evaluated(images=images, truth=regions, probability=linear))
+    assert found["nemt"]["faithfulness"]["n"] == 4
+    assert found["gradcam++"]["faithfulness"]["n"] == 3
+    assert found["gradcam++"]["faithfulness"]["mean"] == pytest.approx(1, abs=1e-3)
+    assert found["gradcam++"]["nemt_less"]["faithfulness"]["n"] == 3
+    assert "faithfulness" not in found["random"]
+    lines = paper_table({"methods": described(found)}).splitlines()
     assert "n = 3" in lines[3]
     assert "not defined" in lines[4]
 
 
-def test_seconds_are_of_one_warm_image_at_a_time() -> None:
-    asked = []
-    found = seconds(lambda x: asked.append(len(x)), pictures(5), list("abcde"), count=3)
-    assert asked == [1] * 4
-    assert found["images"] == 3
-    assert 0 <= found["low"] <= found["value"] <= found["high"] < 0.1
+def described(rows: dict[str, dict], **names: str) -> dict[str, dict]:
+    """Rows of figures with what is said of their methods."""
+    more = {"asked": 4, "failed": 0, "failures": []}
+    return {
+        key: row | METHODS["random"].describe() | {"name": key} | more | names
+        for key, row in rows.items()
+    }
 
 
 def test_the_tables_and_the_chart(tmp_path: Path) -> None:
     rows = dict(sorted(table_of_three().items()))  # as a manifest keeps them
-    described = {key: METHODS["random"].describe() | {"name": key} for key in rows}
-    metrics = {"localisation": rows, "methods": described}
-    first, second = localisation_table(metrics), differences_table(metrics)
+    summary = {"methods": described(rows)}
+    first, second = paper_table(summary), differences_table(summary)
     heads = [text.strip() for text in first.splitlines()[0].strip("|").split("|")]
     assert [text.split(" ")[0] for text in heads] == [
         "method", "relevance", "relevance", "complexity", "sparseness", "faithfulness", "s/image",
@@ -293,9 +324,130 @@ def test_the_tables_and_the_chart(tmp_path: Path) -> None:
         methods = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
         assert methods == ["nemt", "gradcam++", "mean_of_boxes"]
     assert "2.00 (2.00 to 2.00)" in second.splitlines()[3]
-    assert methods_list(metrics).count("uniform noise") == 3
-    draw_comparison(tmp_path / "chart.png", metrics)
+    assert methods_list(summary).count("uniform noise") == 3
+    draw_bars(tmp_path / "chart.png", summary)
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    summary["methods"]["nemt"] |= {"failed": 1, "failures": ["RuntimeError: no"]}
+    assert "nemt, failed on 1" in paper_table(summary)
+    assert "RuntimeError: no" in methods_list(summary)
+
+
+def test_the_pointing_game_is_quantus() -> None:
+    from quantus import PointingGame
+
+    random = np.random.default_rng(0)
+    maps = random.random((20, 20, 20)).astype(np.float32)
+    regions = random.random((20, 20, 20)) > 0.5
+    expected = PointingGame(disable_warnings=True)(
+        model=None, x_batch=maps[:, None], y_batch=np.zeros(20, int), a_batch=maps[:, None],
+        s_batch=regions[:, None], channel_first=True, softmax=False,
+    )  # fmt: skip
+    found = pointing_game(list(maps), list(regions))
+    assert 0 < found.mean() < 1
+    assert found == pytest.approx(np.array(expected, float))
+    assert pointing_game([np.ones((20, 20))], [BOX])[0] == BOX.mean()
+
+
+def test_overlap_known_answers() -> None:
+    none = np.zeros_like(BOX)
+    found = overlap([BOX, ~BOX, none, np.roll(BOX, 2, axis=1)], [BOX, BOX, none, BOX])
+    assert found == pytest.approx([1, 0, 1, 1 / 3])
+
+
+def test_a_random_maps_mass_is_the_regions_share() -> None:
+    images = np.random.default_rng(1).random((40, 1, 20, 20), np.float32)
+    maps = random_maps(random_network(), images)
+    truth = np.broadcast_to(BOX, (40, 20, 20))
+    columns = scores(
+        Evaluated(images=images, truth=truth, probability=None),
+        Attributed(found=dict(enumerate(maps))),
+    )
+    found = table({"random": columns}, [str(i) for i in range(40)])["random"]["relevance_mass"]
+    assert found["lo"] <= BOX.mean() <= found["hi"]
+    assert found["hi"] - found["lo"] < 0.02
+
+
+def bright(images: torch.Tensor) -> torch.Tensor:
+    """P is the share of the region's light that is left."""
+    return images[:, 0][:, torch.from_numpy(BOX)].mean(dim=1)
+
+
+def test_removal_curves_known_answers() -> None:
+    image = np.ones((1, 20, 20), np.float32)
+    share = BOX.mean()
+    for attribution, first, last in ((BOX, 0, 1), (~BOX, 1, 0)):
+        both = removal.curves(attribution.astype(np.float32), image, bright, "black", "cpu")
+        steps = removal.STEPS + 1
+        assert both.deletion.shape == both.insertion.shape == (steps,)
+        assert both.deletion + both.insertion == pytest.approx(np.ones(steps))
+        assert (both.deletion[0], both.deletion[-1]) == (1, 0)
+        after = both.deletion[int(np.ceil(share * removal.STEPS)) : -1]
+        assert after[:-2] == pytest.approx(np.full(len(after) - 2, first))
+        area = share / 2 if last else 1 - share / 2
+        assert removal.area_under(both.deletion) == pytest.approx(area, abs=0.04)
+
+
+def test_deletion_is_quantus_pixel_flipping() -> None:
+    """Its curve begins after the first step; both remove the same pixels, highest first."""
+    from quantus import PixelFlipping
+
+    images = pictures(3)
+    side = images.shape[-1]
+    maps = np.random.default_rng(2).random((3, side, side)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = PixelFlipping(
+            features_in_step=side * side // removal.STEPS, perturb_baseline=0.0,
+            disable_warnings=True, normalise=False, abs=False,
+        )(
+            model=_Module(linear), x_batch=images.copy(), y_batch=np.zeros(3, int),
+            a_batch=maps[:, None], channel_first=True, softmax=False, device="cpu",
+        )  # fmt: skip
+    for image, attribution, curve in zip(images, maps, expected, strict=True):
+        found = removal.curves(attribution, image, linear, "black", "cpu")
+        assert found.deletion[1:] == pytest.approx(np.array(curve), abs=1e-6)
+
+
+class _Module(torch.nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.function(images)[:, None]
+
+
+def test_road_is_its_librarys_and_knows_right_from_wrong() -> None:
+    from pytorch_grad_cam.metrics.road import ROADCombined
+
+    image = np.random.default_rng(3).random((1, 20, 20), np.float32) * 0.2
+    image[0, BOX] += 0.8
+    right = (BOX + np.random.default_rng(4).random((20, 20)) * 0.1).astype(np.float32)
+    found = removal.road(right, image, bright, "cpu")
+    assert found > 0.1
+    assert removal.road(1 - right, image, bright, "cpu") < -0.1
+    assert removal.road(np.ones((20, 20), np.float32), image, bright, "cpu") == 0
+    torch.manual_seed(0)
+    expected = ROADCombined(percentiles=[90, 70, 50])(
+        torch.from_numpy(image)[None], right[None], [lambda p: p], bright
+    )
+    assert found == pytest.approx(float(expected[0]), abs=1e-6)
+
+
+def test_thorough_scores_and_their_curves() -> None:
+    images = np.ones((4, 1, 20, 20), np.float32)
+    images[:, :, ::2] = 0.9
+    of = Evaluated(images=images, truth=BOXES, probability=bright, thorough=True)
+    maps = Attributed(found={i: BOXES[0].astype(np.float32) for i in range(4)})
+    columns = scores(of, maps, gated=True)
+    assert {"deletion_black", "insertion_blur", "road", "faithfulness"} <= set(columns)
+    assert (columns["deletion_black"] < columns["insertion_black"]).all()
+    curves = mean_curves(of, maps)
+    assert set(curves) == {"deletion_black", "deletion_blur", "insertion_black", "insertion_blur"}
+    assert removal.area_under(curves["deletion_black"]) == pytest.approx(
+        columns["deletion_black"].mean()
+    )
 
 
 def test_a_moved_segment_keeps_its_area_and_lies_elsewhere() -> None:

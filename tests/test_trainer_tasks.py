@@ -61,8 +61,8 @@ def test_photographs_of_lesions(melanoma: Path) -> None:
     assert len(bundle.architecture.outputs) == 7
     with pytest.raises(BundleError, match="photograph"):
         Bundle.load_served(melanoma)
-    table = metrics_of(melanoma)["localisation"]
-    assert {"mass", "rank", "faithfulness", "seconds"} <= set(table["nemt"])
+    table = metrics_of(melanoma)["methods"]
+    assert {"relevance_mass", "relevance_rank", "faithfulness", "seconds"} <= set(table["nemt"])
     assert "mean_of_boxes" in table
 
 
@@ -77,7 +77,7 @@ def test_the_predicted_class_is_explained_by_every_method(sets: Path, melanoma: 
     out = sets / "predicted"
     data = ["--target", "melanoma", "--data", str(sets / "ham"), "--random-init"]
     assert main([*data, *SMALL, "--objective", "nemt-predicted", "--out", str(out)]) == 0
-    ours, theirs = (metrics_of(folder)["localisation"] for folder in (out, melanoma))
+    ours, theirs = (metrics_of(folder)["methods"] for folder in (out, melanoma))
     assert set(ours) == set(theirs)
     with pytest.raises(BundleError, match="predicted"):
         Bundle.load_served(out)
@@ -90,7 +90,7 @@ def test_a_representation_against_relax(sets: Path, monkeypatch: pytest.MonkeyPa
     data = ["--target", "pneumonia", "--data", str(sets / "rsna"), *given]
     assert main([*data, *SMALL, "--objective", "nem-u", "--out", str(out)]) == 0
     assert Bundle.load(out).architecture.explains == "representation"
-    table = metrics_of(out)["localisation"]
+    table = metrics_of(out)["methods"]
     assert {"nemt", "relax", "u_relax", "random"} <= set(table)
     assert "faithfulness" not in table["nemt"]
 
@@ -104,7 +104,7 @@ def test_backbones_of_other_families(
     data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--random-init"]
     size = ["--size", "160"] if backbone == "test_vit" else []
     assert main([*data, *QUICK, *size, "--backbone", backbone, "--out", str(out)]) == 0
-    assert "gradcam++" in metrics_of(out)["localisation"]
+    assert "gradcam++" in metrics_of(out)["methods"]
 
 
 def test_a_decoder_that_does_not_fit(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,11 +19,11 @@ from .baselines import NEMT
 from .cache import Examples
 from .checkpoint import CheckpointFile
 from .classifier import ClassifierStage
-from .comparison import average, compare, figure
+from .comparison import Evaluated, average, figure, scores, table
 from .config import PRESETS, Places, TrainingConfig
 from .distributed import Team
-from .evaluate import ground_truth
 from .explanation import ExplanationStage, soft_masks
+from .maps import Attributed
 from .progress import Progress
 from .run import (
     Prepared,
@@ -35,6 +35,7 @@ from .run import (
     require_same,
 )
 from .train import Run, fit
+from .truth import ground_truth
 
 AREA_WEIGHTS = (1.0, 0.66, 0.5, 0.4, 0.33)
 NEIGHBOURHOODS = (14, 17, 21, 24, 28)
@@ -147,11 +148,14 @@ def _measure(
     images = test.take(rows)
     patients = [test.cases[i].patient for i in rows]
     _, masks = soft_masks(network, images)
-    table = compare(
-        {NEMT: masks}, regions, images, network.probability, patients, device=recipe.device
+    compared = Evaluated(
+        images=images, truth=regions, probability=network.probability, device=recipe.device
     )
-    row = table[NEMT]
-    progress.note(f"mass {row['mass']['value']:.3f}, rank {row['rank']['value']:.3f}")
+    columns = scores(compared, Attributed(found=dict(enumerate(masks))), gated=True)
+    row = table({NEMT: columns}, patients)[NEMT]
+    progress.note(
+        f"mass {row['relevance_mass']['mean']:.3f}, rank {row['relevance_rank']['mean']:.3f}"
+    )
     return row | {"area": figure(average(masks.mean(axis=(1, 2))), patients)}
 
 

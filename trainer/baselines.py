@@ -4,6 +4,7 @@ The same classifier, the same output and the same input as the explanation modul
 (N, C, S, S) float32 in [0, 1] with C = 1 or 3; maps are (N, S, S) float32, 1 or high = evidence.
 """
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from captum.attr import GradientShap, IntegratedGradients
+from captum.attr import GradientShap, IntegratedGradients, Occlusion
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nemt_dicom.network import ExplainedNetwork
 
 from .explanation import soft_masks
+from .perturbation import AREA, RISE_MASKS, rise, smooth_pixel_mask
+from .perturbation import STEPS as MASK_STEPS
 from .relax import MASKS, relax, u_relax
 
 Images = NDArray[np.float32]
@@ -60,27 +63,31 @@ class Method:
 
 def explanation_module(network: ExplainedNetwork, images: Images) -> Maps:
     """The soft mask, as it is before any gating."""
-    return soft_masks(network, images, AT_ONCE)[1]
+    return soft_masks(network, images)[1]
 
 
-def grad_cam_plus_plus(network: ExplainedNetwork, images: Images) -> Maps:
-    """GradCAM++ on the target model's last block, in [0, 1]."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries it pulls in
-        from pytorch_grad_cam import GradCAMPlusPlus  # noqa: PLC0415
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: PLC0415
+def _class_activation(library: str) -> MapFunction:
+    """A map of the target model's last block, in [0, 1], by the class of `grad-cam` so named."""
 
-    model = network.target_model
-    layer = model.get_submodule(model.feature_info[-1]["module"])
-    maps = []
-    with GradCAMPlusPlus(
-        model=model, target_layers=[layer], reshape_transform=partial(_as_map, model)
-    ) as cam:
-        for part in _batches(network, images):
-            x = network.normalise(part).requires_grad_(True)
-            targets = [ClassifierOutputTarget(int(i)) for i in network.explained_output(part)]
-            maps.append(cam(input_tensor=x, targets=targets))
-    return np.concatenate(maps).astype(np.float32)
+    def maps(network: ExplainedNetwork, images: Images) -> Maps:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the libraries it pulls in
+            import pytorch_grad_cam  # noqa: PLC0415
+            from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: PLC0415
+
+        model = network.target_model
+        layer = model.get_submodule(model.feature_info[-1]["module"])
+        found = []
+        with getattr(pytorch_grad_cam, library)(
+            model=model, target_layers=[layer], reshape_transform=partial(_as_map, model)
+        ) as cam:
+            for part in _batches(network, images, 32):
+                x = network.normalise(part).requires_grad_(True)
+                targets = [ClassifierOutputTarget(int(i)) for i in network.explained_output(part)]
+                found.append(cam(input_tensor=x, targets=targets))
+        return np.concatenate(found).astype(np.float32)
+
+    return maps
 
 
 def _as_map(model: Any, found: Tensor) -> Tensor:
@@ -125,10 +132,37 @@ def gradient_shap(network: ExplainedNetwork, images: Images) -> Maps:
     return _absolute_sum(found)
 
 
+@torch.inference_mode()
+def occlusion(network: ExplainedNetwork, images: Images) -> Maps:
+    """How far the explained logit falls under a black window, mean over the windows of a pixel."""
+    window, stride = _occlusion_window(images.shape[-1])
+    method = Occlusion(network.logits)
+    found = [
+        method.attribute(
+            part,
+            sliding_window_shapes=(images.shape[1], window, window),
+            strides=(images.shape[1], stride, stride),
+            baselines=0.0,
+            target=network.explained_output(part),
+            perturbations_per_eval=max(1, 4 * AT_ONCE // len(part)),
+        )
+        for part in _batches(network, images)
+    ]
+    return torch.cat(found).mean(dim=1).clamp(min=0).cpu().numpy().astype(np.float32)
+
+
+def _occlusion_window(side: int) -> tuple[int, int]:
+    return max(2, side // 7), max(1, side // 14)
+
+
 def random_maps(network: ExplainedNetwork, images: Images) -> Maps:
-    """Uniform noise."""
-    shape = (len(images), *images.shape[-2:])
-    return np.random.default_rng(SEED).random(shape, dtype=np.float32)
+    """Uniform noise, the same for the same image."""
+    seeds = (hashlib.sha256(image.tobytes()).digest()[:8] for image in images)
+    drawn = [
+        np.random.default_rng(int.from_bytes(seed)).random(images.shape[-2:], dtype=np.float32)
+        for seed in seeds
+    ]
+    return np.stack(drawn)
 
 
 def centred_blob(network: ExplainedNetwork, images: Images) -> Maps:
@@ -150,6 +184,11 @@ def mean_of_boxes(boxes: Sequence[NDArray[np.bool_]]) -> Method:
     )
 
 
+def _rise_masks(device: str) -> int:
+    return RISE_MASKS if device == "cuda" else RISE_MASKS // 2
+
+
+_LAST = "last block, of the target's logit"
 _PATH = "of the target's logit, black baseline, summed over channels, absolute value"
 METHODS: dict[str, Method] = {
     NEMT: Method(
@@ -158,8 +197,14 @@ METHODS: dict[str, Method] = {
     "gradcam++": Method(
         name="GradCAM++",
         library="grad-cam",
-        settings="last block, of the target's logit",
-        maps=grad_cam_plus_plus,
+        settings=_LAST,
+        maps=_class_activation("GradCAMPlusPlus"),
+    ),
+    "gradcam": Method(
+        name="GradCAM", library="grad-cam", settings=_LAST, maps=_class_activation("GradCAM")
+    ),
+    "hirescam": Method(
+        name="HiResCAM", library="grad-cam", settings=_LAST, maps=_class_activation("HiResCAM")
     ),
     "integrated_gradients": Method(
         name="Integrated Gradients",
@@ -172,6 +217,26 @@ METHODS: dict[str, Method] = {
         library="captum",
         settings=f"{SAMPLES} samples without noise, {_PATH}",
         maps=gradient_shap,
+    ),
+    "occlusion": Method(
+        name="Occlusion",
+        library="captum",
+        settings="black window of 1/7 of the side, moved by its half; falls of the target's logit",
+        maps=occlusion,
+    ),
+    "rise": Method(
+        name="RISE",
+        library="",
+        settings=f"{RISE_MASKS} masks of 7 x 7 cells (half as many without a GPU), black, p",
+        maps=lambda network, images: rise(
+            network, images, masks=_rise_masks(next(network.parameters()).device.type)
+        ),
+    ),
+    "smooth_pixel_mask": Method(
+        name="Smooth Pixel Mask",
+        library="",
+        settings=f"extremal perturbation, area {AREA:.0%}, blurred, {MASK_STEPS} steps of Adam",
+        maps=smooth_pixel_mask,
     ),
     "centred_blob": Method(
         name="centred blob",
@@ -191,7 +256,7 @@ RELAX_MASKS = {"cpu": 500, "cuda": MASKS}
 def for_representations(device: str) -> dict[str, Method]:
     """The methods that explain an embedding.
 
-    U-RELAX of the images that RELAX saw last costs nothing.
+    U-RELAX of the images that RELAX saw last costs nothing more.
     """
     count = RELAX_MASKS[device]
     newest: list[tuple[Images, tuple[Maps, Maps]]] = []
@@ -221,9 +286,9 @@ def for_representations(device: str) -> dict[str, Method]:
     }
 
 
-def _batches(network: ExplainedNetwork, images: Images) -> Iterator[Tensor]:
+def _batches(network: ExplainedNetwork, images: Images, size: int = AT_ONCE) -> Iterator[Tensor]:
     device = next(network.parameters()).device
-    for part in torch.split(torch.from_numpy(images), AT_ONCE):
+    for part in torch.split(torch.from_numpy(images), size):
         yield part.to(device)
 
 

@@ -2,7 +2,19 @@
 
 from typing import Any
 
-from .report import differences_table, figures_table, localisation_table, methods_list, table
+from .result_tables import (
+    checks_table,
+    differences_table,
+    figures_table,
+    further_table,
+    invariance_table,
+    methods_list,
+    paper_table,
+    randomisation_table,
+    silence_table,
+    stability_table,
+    table,
+)
 
 DATA_TERMS = {
     "NIH": (
@@ -144,25 +156,39 @@ def _preservation(weight: float) -> str:
 
 
 def _figures(metrics: dict[str, Any]) -> str:
+    of = metrics["evaluated"]
+    share = metrics.get("truth_share")
+    truth = (
+        f"images with the target and with ground truth (boxes or lesion masks), which covers "
+        f"{share['mean']:.1%} of them"
+        if share
+        else "images with the target; there is no ground truth of where to look"
+    )
     text = (
-        "## Test figures\n\nEvery interval is a 95 % bootstrap interval over patients (2000 "
-        f"resamples).\n\n{figures_table(metrics)}"
-    )
-    if "localisation" not in metrics:
-        return text
-    return (
-        f"{text}\n\nTest images with the target and with ground truth (boxes or lesion masks), "
-        f"which covers {metrics['box_share']:.1%} of them. All "
-        "methods explain the same output of the same classifier; each map is min-max normalised. "
-        "Mass: share of the map inside it. Rank: share of the k highest pixels inside, k "
-        "its area. Complexity, sparseness and faithfulness are Quantus' (faithfulness: "
-        "896 values of 224 x 224 a step, removed ones black; not defined, and left out, where the "
-        "map is constant or p does not change). Seconds: one image at a time, warm, in one run.\n\n"
-        f"{localisation_table(metrics)}\n\n*Own less others*: less the score of the other "
+        f"## Test figures\n\nBy `nemt-eval` (the {of['split']} split of "
+        f"{', '.join(of['sources'])}: {of['images']} images, on {of['device']}). Every interval is "
+        "a 95 % bootstrap interval over patients (2000 resamples).\n\n"
+        f"{checks_table(metrics)}\n\n{figures_table(metrics)}\n\nMethods are compared on {truth}. "
+        "All methods explain the same output of the same classifier; each map is min-max "
+        "normalised. Mass: share of the map inside the ground truth. Rank: share of the k highest "
+        "pixels inside, k its area. Complexity, sparseness and faithfulness are Quantus' "
+        "(faithfulness: 896 values of 224 x 224 a step, removed ones black; not defined, and left "
+        "out, where the map is constant or p does not change). Seconds: one image at a time, warm, "
+        f"in one run.\n\n{paper_table(metrics)}\n\n*Own less others*: less the score of the other "
         "images' maps on the same ground truth, which is 0 for a map that ignores the image. "
-        "Differences are paired by image.\n\n"
-        f"{differences_table(metrics)}\n\nMethods:\n\n{methods_list(metrics)}"
+        f"Differences are paired by image.\n\n{differences_table(metrics)}"
     )
+    if of["thorough"]:
+        text += (
+            f"\n\n{further_table(metrics)}\n\n**Dependence on the model.** Rank correlation of the "
+            "maps with those of a target model whose layers are randomised; 0.5 or more fails.\n\n"
+            f"{randomisation_table(metrics)}\n\nThe same when a constant is added to the image and "
+            f"taken away by the model's first step:\n\n{invariance_table(metrics)}\n\n"
+            "**Stability**, under changes that ought to change nothing:\n\n"
+            f"{stability_table(metrics)}\n\n**Silence**, where there is nothing to say:\n\n"
+            f"{silence_table(metrics)}"
+        )
+    return f"{text}\n\nMethods:\n\n{methods_list(metrics)}"
 
 
 def _thresholds(description: dict[str, Any]) -> str:

@@ -19,8 +19,9 @@ from .bars import Bars
 from .cache import default_cache
 from .config import NEM_U, PRESETS, Places, TrainingConfig
 from .dry_run import dry_run
+from .memory import keep_memory
 from .progress import Progress, Silent
-from .report import differences_table, figures_table, localisation_table
+from .result_tables import differences_table, figures_table, paper_table
 from .run import run
 
 DESCRIPTION = """\
@@ -258,6 +259,7 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `nemt-train`; returns the exit status."""
+    keep_memory()
     first = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=True)
     try:
@@ -302,9 +304,7 @@ class _Nobody(Silent):
 
 def _summary(bundle: Bundle) -> str:
     metrics = bundle.manifest.metrics
-    parts = [figures_table(metrics)] if "auc" in metrics else []
-    if "localisation" in metrics:
-        parts += [localisation_table(metrics), differences_table(metrics)]
+    parts = [figures_table(metrics), paper_table(metrics), differences_table(metrics)]
     parts.append(
         f"bundle {bundle.digest[:12]} in {bundle.folder}; model card: "
         f"{bundle.folder / 'MODEL_CARD.md'}"

@@ -1,45 +1,37 @@
 """Labelled images from data folders: recognised, placed in splits by patient, read, checked.
 
 Every image becomes an example through `Radiograph` and `Preprocessing`, the two calls that serve.
-Boxes and lesion masks are ground truth for evaluation: they are read by `read_truth` only, which
-neither the classifier nor the explanation module ever sees.
+Boxes and lesion masks are ground truth for evaluation and are no part of a case: see truth.py.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import pydicom
-from numpy.typing import NDArray
-from PIL import Image
 from pydicom.errors import InvalidDicomError
 
 from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import DataError, Refused
-from nemt_dicom.preprocess import Geometry
 from nemt_dicom.radiograph import Radiograph
 
 from .layouts import (
     ABNORMAL,
-    RSNA_LABELS,
+    KINDS,
     Labelled,
     Listing,
     canonical,
     find_table,
-    read_boxes,
     read_listing,
 )
 from .splits import TEST_SHARE, place_patients
 from .tables import SPLITS, Split
 
 SKIP_HINT = "--skip-bad to go on without them"
-HAM_MASKS = ("masks", "HAM10000_segmentations_lesion_tschandl")
 
-_UNREADABLE = (
+UNREADABLE = (
     Refused, InvalidDicomError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError,
     NotImplementedError,
 )  # fmt: skip
@@ -89,17 +81,9 @@ def find_cases(
     another, where a patient is in two splits, or a split has no image with or without the target.
     """
     target = canonical(target)
-    tables = [find_table(folder) for folder in folders]
-    if len({table.resolve() for table in tables}) != len(tables):
-        raise DataError("the same --data folder is given twice")
-    listings = [read_listing(table, target) for table in tables]
-    _require_one_task(tables, listings)
-    notes: list[str] = []
-    listings = [_without_nih_twins(listing, listings, notes) for listing in listings]
-    _require_images_once(listings)
+    listings, notes = _listings(folders, target)
     splits = place_patients(listings, validation_share)
-    images = [image for listing in listings for image, _ in listing.images]
-    there = _existing(images, notes, skip_bad=skip_bad)
+    there = _existing(listings, notes, skip_bad=skip_bad)
     cases = tuple(Case(**vars(image), split=splits[image.patient]) for image in there)
     if any(split is None for listing in listings for _, split in listing.images):
         notes.append(
@@ -125,6 +109,57 @@ def find_cases(
     )
 
 
+def find_cases_to_evaluate(
+    folders: Sequence[Path],
+    *,
+    target: str,
+    split: str,
+    photographs: bool,
+    validation_share: float,
+    trained_on: Collection[str],
+    skip_bad: bool = False,
+) -> Dataset:
+    """All labelled images of data folders, for measuring a bundle on those of `split`.
+
+    Where no table places any patient in a split, all images are of `split`; unless the bundle was
+    `trained_on` such data: then the stable hash tells who was held out from it. photographs:
+    whether the bundle explains these, not radiographs.
+
+    Raises `DataError` as `find_cases` does, where the images are of the other kind, and where
+    `split` is empty.
+    """
+    target = canonical(target)
+    _require_kind(folders, photographs=photographs)
+    listings, notes = _listings(folders, target)
+    _require_images_of_kind(listings, photographs=photographs)
+    splits = place_patients(listings, validation_share)
+    there = _existing(listings, notes, skip_bad=skip_bad)
+    sources = {image.source for image in there}
+    free = not any(split for listing in listings for _, split in listing.images)
+    whole = free and not sources & set(trained_on)
+    if free:
+        notes.append(
+            "no table places a patient in a split: all images are evaluated"
+            if whole
+            else "no table places a patient in a split, and the bundle was trained on such data: "
+            f"splits are those of a stable hash, with {TEST_SHARE:.0%} test patients"
+        )
+    cases = tuple(
+        Case(**vars(image), split=split if whole else splits[image.patient])  # type: ignore[arg-type]
+        for image in there
+    )
+    if not any(case.split == split for case in cases):
+        found = sorted({case.split for case in cases})
+        raise DataError(f"no image is in the split {split!r}; there are: {', '.join(found)}")
+    return Dataset(
+        cases=cases,
+        target=target,
+        outputs=listings[0].outputs,
+        exclusive=len(listings[0].outputs) > 1,
+        notes=(*notes, *_doubts(listings)),
+    )
+
+
 def read_radiograph(case: Case) -> Radiograph:
     """The image of a case, by the same code that serves; raises `DataError`."""
     if case.kind == "photograph":
@@ -133,23 +168,8 @@ def read_radiograph(case: Case) -> Radiograph:
         return Radiograph.from_picture(case.path)
     try:
         return Radiograph.from_dataset(pydicom.dcmread(case.path), InputSettings())
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError(f"{case.path}: cannot be read as a radiograph: {error}") from error
-
-
-def read_truth(case: Case, geometry: Geometry) -> NDArray[np.bool_] | None:
-    """Ground truth for evaluation, in the model frame: RSNA's boxes, HAM10000's lesion.
-
-    (S, S) bool: the union of a positive's boxes, or the lesion whatever its class; None for a case
-    without. Raises `DataError` where it does not fit the image.
-    """
-    if case.source == "RSNA":
-        source = _boxes_mask(case, geometry)
-    elif case.source == "HAM10000":
-        source = _lesion_mask(case, geometry)
-    else:
-        return None
-    return None if source is None else geometry.to_model(source) >= 0.5
 
 
 def describe(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
@@ -180,41 +200,40 @@ def name_few(names: Sequence[str], separator: str = ", ") -> str:
     return separator.join(names[:3]) + (f"{separator}..." if len(names) > 3 else "")
 
 
-@lru_cache(maxsize=4)
-def _boxes(table: Path, _modified: int) -> dict[str, list[tuple[float, float, float, float]]]:
-    return read_boxes(table)
+def _listings(folders: Sequence[Path], target: str) -> tuple[list[Listing], list[str]]:
+    """What the tables of the folders name, of one task and each image once; and notes."""
+    tables = [find_table(folder) for folder in folders]
+    if len({table.resolve() for table in tables}) != len(tables):
+        raise DataError("the same --data folder is given twice")
+    listings = [read_listing(table, target) for table in tables]
+    _require_one_task(tables, listings)
+    notes: list[str] = []
+    listings = [_without_nih_twins(listing, listings, notes) for listing in listings]
+    _require_images_once(listings)
+    return listings, notes
 
 
-def _boxes_mask(case: Case, geometry: Geometry) -> NDArray[np.float32] | None:
-    table = case.path.parent.parent / RSNA_LABELS
-    boxes = _boxes(table, table.stat().st_mtime_ns).get(case.path.stem, [])
-    if not boxes:
-        return None
-    inside = np.zeros((geometry.rows, geometry.columns), np.float32)
-    for x, y, right, bottom in boxes:
-        if not (0 <= x < right <= geometry.columns and 0 <= y < bottom <= geometry.rows):
-            raise DataError(f"{case.path.name}: a box lies outside the image")
-        inside[round(y) : round(bottom), round(x) : round(right)] = 1.0
-    return inside
+def _require_kind(folders: Sequence[Path], *, photographs: bool) -> None:
+    """Before the tables are read, whose labels would only confuse."""
+    for folder in folders:
+        kind = KINDS.get(find_table(folder).name)
+        if kind is not None:
+            _require(folder, kind == "photograph", photographs)
 
 
-def _lesion_mask(case: Case, geometry: Geometry) -> NDArray[np.float32] | None:
-    name = f"{case.path.stem}_segmentation.png"
-    places = (case.path.parent.parent / folder / name for folder in HAM_MASKS)
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        return None
-    try:
-        with Image.open(path) as image:
-            mask = np.asarray(image.convert("L")) > 127
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: cannot be read as a mask: {error}") from error
-    if mask.shape != (geometry.rows, geometry.columns):
+def _require_images_of_kind(listings: Sequence[Listing], *, photographs: bool) -> None:
+    for listing in listings:
+        for image, _ in listing.images:
+            _require(image.path.parent, image.kind == "photograph", photographs)
+
+
+def _require(folder: Path, given: bool, wanted: bool) -> None:
+    if given != wanted:
+        names = {True: "photographs", False: "radiographs"}
         raise DataError(
-            f"{path}: the mask is {mask.shape[1]} x {mask.shape[0]}, its image "
-            f"{geometry.columns} x {geometry.rows}"
+            f"{folder} holds {names[given]}, and the bundle was trained on {names[wanted]}: name "
+            "data of that kind, or another bundle"
         )
-    return mask.astype(np.float32)
 
 
 def _require_one_task(tables: Sequence[Path], listings: Sequence[Listing]) -> None:
@@ -287,7 +306,8 @@ def _require_images_once(listings: Sequence[Listing]) -> None:
         raise DataError(f"{len(twice)} images are named by two tables: {name_few(twice)}")
 
 
-def _existing(images: Sequence[Labelled], notes: list[str], *, skip_bad: bool) -> list[Labelled]:
+def _existing(listings: Sequence[Listing], notes: list[str], *, skip_bad: bool) -> list[Labelled]:
+    images = [image for listing in listings for image, _ in listing.images]
     there = [image for image in images if image.path.is_file()]
     missing = sorted({str(image.path) for image in images} - {str(i.path) for i in there})
     if missing and not skip_bad:

@@ -18,7 +18,7 @@ from .datasets import Case, describe, find_cases
 from .distributed import Team
 from .explanation import ExplanationStage
 from .progress import Progress
-from .report import table
+from .result_tables import table
 from .run import frozen_stages, make_repeatable
 from .target_model import build_network
 from .train import Run, Stage, batches, read_ahead, take_step

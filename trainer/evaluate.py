@@ -1,119 +1,205 @@
-"""How good a bundle is, on test images that nothing was trained on or chosen by.
+"""How good a bundle is, on images that nothing was trained on or chosen by.
 
-The bundle is read back from its folder and asked through `Explainer`, as it is served.
+The bundle is read back from its folder and asked through `Explainer`, as it is served. This is
+where every figure in a report, in a manifest and in a model card comes from.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nemt_dicom.bundle import Bundle
-from nemt_dicom.config import ExplanationSettings
 from nemt_dicom.errors import DataError
-from nemt_dicom.explainer import Explainer
-from nemt_dicom.explanation import Verdict
 from nemt_dicom.network import ExplainedNetwork
 
-from .baselines import METHODS, Images, Maps, Method, for_representations, mean_of_boxes
+from . import decisions
+from .baselines import METHODS, NEMT, Images, Method, for_representations, mean_of_boxes
 from .cache import Examples, load_examples
-from .comparison import Regions, average, compare, figure, seconds
-from .datasets import Case, Dataset, read_radiograph, read_truth
+from .checks import checks
+from .comparison import Columns, Evaluated, Regions, average, figure, mean_curves, scores, table
+from .datasets import Case, Dataset, fingerprint
+from .decisions import Device
+from .dependence import input_invariance, randomisation
 from .explanation import soft_masks
-from .metrics import Probability, area_under_curve
+from .maps import SLOW, Attributed, attribute, seeded_subset
+from .metrics import Probability
+from .origin import code_state, device_name
 from .progress import Progress
+from .result_store import ResultStore
+from .robustness import answers, scrambled, stability
+from .subgroups import auc_by_subgroup, by_subgroup, properties, sizes
+from .timing import TARGET_MODEL, time_methods
+from .truth import SOURCES, ground_truth
 
-Device = Literal["cpu", "cuda"]
+MEAN_OF_BOXES = "mean_of_boxes"
+IN_TRAINING = (
+    NEMT,
+    "gradcam++",
+    "integrated_gradients",
+    "gradient_shap",
+    "relax",
+    "u_relax",
+    "centred_blob",
+    "random",
+    MEAN_OF_BOXES,
+)
+"""Methods that the end of a training run compares: those that a CPU can afford."""
+QUICK = 0.5
+"""Seconds an image up to which a method takes part in the tests that ask it for hundreds of maps,
+where there is no GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured.
+
+    methods: their keys; those that a bundle's kind has are compared. thorough: removal curves,
+    ROAD, subgroups, dependence on the model, stability, silence. others: images (N, C, S, S) that
+    are not of the target's kind, by name.
+    """
+
+    methods: tuple[str, ...] = IN_TRAINING
+    split: str = "test"
+    thorough: bool = False
+    others: tuple[tuple[str, Images], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """All that was measured.
+
+    summary: every figure, JSON-able. examples: the images of the split, with the answer to each:
+    probability (M,) or embedding (M, D). rows: those of them that the methods are compared on,
+    `compared`. attributed, columns: each method's maps and scores of them.
+    """
+
+    summary: dict[str, Any]
+    examples: Examples
+    answer: NDArray[np.float32]
+    rows: NDArray[np.intp]
+    compared: Evaluated
+    attributed: Mapping[str, Attributed]
+    columns: Mapping[str, Columns]
+
+    @property
+    def patients(self) -> list[str]:
+        """Of the images compared."""
+        return [self.examples.patients[i] for i in self.rows]
 
 
 def evaluate(
-    bundle: Bundle, dataset: Dataset, cache: Path, *, device: Device, progress: Progress
-) -> dict[str, Any]:
-    """All metrics of a bundle on the test split of `dataset`, JSON-able.
-
-    What depends on a target (AUC, decisions, verdicts) is absent where the bundle has none. The
-    training split gives its ground truth to one baseline, their mean, and nothing else. Raises
-    `DataError` where the test split is empty.
-    """
-    test = [case for case in dataset.cases if case.split == "test"]
-    if not test:
-        raise DataError("there is no test split to evaluate on")
-    network = bundle.network(device)
-    progress.stage("reading, test", len(test))
-    examples = load_examples(
-        test, bundle.preprocessing, cache=cache, done=progress.step, skip_bad=True
-    )
-    answer, masks = soft_masks(network, examples.images)
-    metrics: dict[str, Any] = {"mask_area": _areas(examples, masks)}
-    rows, regions = ground_truth(examples)
-    if bundle.architecture.explains == "target":
-        metrics["auc"] = _auc(examples, answer)
-        metrics["decisions"] = _decisions(examples, answer, bundle.manifest.decision_threshold)
-        metrics |= _drawn(bundle, examples, rows, device, progress)
-    if len(rows):
-        maps, methods, timings = attributions(
-            network,
-            examples.take(rows),
-            [examples.patients[i] for i in rows],
-            _training_regions(dataset, bundle, cache, progress),
-            device=device,
-            progress=progress,
-        )
-        probability, index = _explained(network, examples.take(rows), device)
-        metrics["localisation"] = compare(
-            maps,
-            regions,
-            examples.take(rows),
-            probability,
-            [examples.patients[i] for i in rows],
-            index=index,
-            device=device,
-            done=progress.step,
-        )
-        for key, taken in timings.items():
-            if key in metrics["localisation"]:
-                metrics["localisation"][key]["seconds"] = taken
-        metrics["classifier_seconds"] = timings["target_model"]
-        metrics["methods"] = methods
-        metrics["box_share"] = round(float(regions.mean()), 4)
-    return metrics
-
-
-def attributions(
-    network: ExplainedNetwork,
-    images: Images,
-    patients: Sequence[str],
-    training_regions: Sequence[Regions],
+    bundle: Bundle,
+    dataset: Dataset,
+    cache: Path,
     *,
     device: Device,
     progress: Progress,
-) -> tuple[dict[str, Maps], dict[str, dict[str, str]], dict[str, dict[str, float]]]:
-    """Every method's maps of the same images (N, C, S, S), its description, and its seconds an
-    image, timed in the same run and way as the target model's own forward pass, "target_model".
+    plan: Plan | None = None,
+) -> Evaluation:
+    """Measures a bundle on one split of `dataset`.
+
+    Methods are compared on the images with the target and with ground truth; where the data have
+    none, on all with the target, without the figures that need it. What depends on a target (AUC,
+    decisions, verdicts) is absent where the bundle has none. The training split gives its ground
+    truth to one baseline, their mean, and nothing else. Raises `DataError` where the split has no
+    image with the target.
     """
-    methods: dict[str, Method] = dict(METHODS)
-    if network.explains_representation:
-        methods = for_representations(device)
-    if training_regions:
-        methods["mean_of_boxes"] = mean_of_boxes(training_regions)
+    plan = plan or Plan()
+    network = bundle.network(device)
+    examples = _read(bundle, dataset, cache, plan.split, progress)
+    answer, masks = soft_masks(network, examples.images)
+    rows, regions = ground_truth(examples)
+    truth: Regions | None = regions
+    summary: dict[str, Any] = {
+        "evaluated": _what(dataset, examples, rows, plan, device),
+        "mask_area": decisions.mask_areas(examples, masks),
+    }
+    if bundle.architecture.explains == "target":
+        threshold = bundle.manifest.decision_threshold
+        summary["auc"] = decisions.auc(examples, answer)
+        summary["decisions"] = decisions.decisions(examples, answer, threshold)
+        summary["drawn"] = decisions.drawn(bundle, examples, rows, device, progress)
+    if not len(rows):
+        rows, truth = np.flatnonzero(examples.labels > 0.5), None
+    store = ResultStore(cache, bundle, device)
+    found = Evaluation(
+        summary=summary,
+        examples=examples,
+        answer=answer,
+        rows=rows,
+        compared=_compared(bundle, network, examples.take(rows), truth, plan, store, device),
+        attributed={},
+        columns={},
+    )
+    methods = _methods(bundle, dataset, cache, plan, device, progress)
+    found = _compare(found, network, methods, store, progress)
+    if plan.thorough:
+        summary |= _subgroups(found)
+        summary |= _tests(found, bundle, network, methods, plan, progress)
+    summary["checks"] = checks(summary)
+    return found
 
-    @torch.inference_mode()
-    def target_model(chosen: Images) -> None:
-        network.logits(torch.from_numpy(chosen).to(device))
 
-    progress.stage("evaluation", 3 * len(methods))
-    maps: dict[str, Maps] = {}
-    timings = {"target_model": seconds(target_model, images, patients, device=device)}
-    for key, method in methods.items():
-        maps[key] = method.maps(network, images)
-        progress.step(method.name)
-    for key, method in methods.items():
-        timings[key] = seconds(_timed(method, network), images, patients, device=device)
-        progress.step(method.name)
-    return maps, {key: method.describe() for key, method in methods.items()}, timings
+def _read(
+    bundle: Bundle, dataset: Dataset, cache: Path, split: str, progress: Progress
+) -> Examples:
+    cases = [case for case in dataset.cases if case.split == split]
+    if not any(case.label for case in cases):
+        raise DataError(
+            f"the {split} split has no image with {dataset.target!r}, of {len(cases)} images: "
+            "there is nothing to explain"
+        )
+    progress.stage(f"reading, {split}", len(cases))
+    return load_examples(
+        cases, bundle.preprocessing, cache=cache, done=progress.step, skip_bad=True
+    )
+
+
+def _what(
+    dataset: Dataset, examples: Examples, rows: NDArray[np.intp], plan: Plan, device: Device
+) -> dict[str, Any]:
+    """Which images were looked at, by which code, on what."""
+    return {
+        "split": plan.split,
+        "images": len(examples),
+        "positives": int(examples.labels.sum()),
+        "with_ground_truth": len(rows),
+        "unreadable": len(examples.skipped),
+        "patients": len(set(examples.patients)),
+        "sources": sorted({case.source for case in examples.cases}),
+        "fingerprint": fingerprint(examples.cases),
+        "notes": list(dataset.notes),
+        "thorough": plan.thorough,
+        "device": device_name(device, torch.get_num_threads()),
+        "code": code_state(),
+    }
+
+
+def _compared(
+    bundle: Bundle,
+    network: ExplainedNetwork,
+    images: Images,
+    truth: Regions | None,
+    plan: Plan,
+    store: ResultStore,
+    device: Device,
+) -> Evaluated:
+    probability, index = _explained(network, images, device)
+    return Evaluated(
+        images=images,
+        truth=truth,
+        probability=probability,
+        index=index,
+        threshold=bundle.manifest.mask_threshold,
+        thorough=plan.thorough,
+        device=device,
+        store=store,
+    )
 
 
 @torch.inference_mode()
@@ -132,97 +218,151 @@ def _explained(
     return network.probabilities, torch.cat(found).numpy()
 
 
-def _timed(method: Method, network: ExplainedNetwork) -> Callable[[Images], Maps]:
-    return lambda images: method.maps(network, images)
+def known_methods(bundle: Bundle, device: Device) -> dict[str, Method]:
+    """The methods that fit what a bundle explains, but for those that need training data."""
+    representation = bundle.architecture.explains == "representation"
+    return for_representations(device) if representation else METHODS
 
 
-def require_ground_truth(examples: Examples) -> None:
-    """Raises `DataError` where ground truth does not fit its image: before a run, not after it."""
-    ground_truth(examples)
-
-
-def ground_truth(examples: Examples) -> tuple[NDArray[np.intp], Regions]:
-    """Rows of the positives that have ground truth, and it: (n,), (n, S, S)."""
-    found: Mapping[int, Regions] = {
-        i: region
-        for i, (case, geometry) in enumerate(zip(examples.cases, examples.geometries, strict=True))
-        if case.label and (region := read_truth(case, geometry)) is not None
-    }
-    side = examples.store.shape[-1]
-    regions = np.stack(list(found.values())) if found else np.zeros((0, side, side), np.bool_)
-    return np.array(list(found), np.intp), regions
-
-
-def _drawn(
+def _methods(
     bundle: Bundle,
-    examples: Examples,
-    boxed: NDArray[np.intp],
+    dataset: Dataset,
+    cache: Path,
+    plan: Plan,
     device: Device,
     progress: Progress,
-) -> dict[str, Any]:
-    """Which share of images gets a segment drawn, asked one by one as the service does."""
-    explainer = Explainer(bundle, ExplanationSettings(device=device))
-    progress.stage("as it is served", len(examples))
-    verdicts = np.empty(len(examples), dtype=object)
-    for i, case in enumerate(examples.cases):
-        verdicts[i] = explainer.explain([read_radiograph(case)])[0].verdict
-        progress.step()
-    negative = np.flatnonzero(examples.labels < 0.5)
-    found: dict[str, Any] = {"negatives_drawn": _share(verdicts, negative, examples)}
-    if len(boxed):
-        found["boxed_drawn"] = _share(verdicts, boxed, examples)
-        found["boxed_verdicts"] = {v.value: int((verdicts[boxed] == v).sum()) for v in Verdict}
-    return found
+) -> dict[str, Method]:
+    """The methods of the plan that the bundle's kind has, the explanation module always."""
+    known = known_methods(bundle, device)
+    methods = {key: method for key, method in known.items() if key in (NEMT, *plan.methods)}
+    if MEAN_OF_BOXES in plan.methods:
+        regions = _training_regions(dataset, bundle, cache, plan.split, progress)
+        if regions:
+            methods[MEAN_OF_BOXES] = mean_of_boxes(regions)
+    return methods
 
 
-def _share(
-    verdicts: NDArray[np.object_], rows: NDArray[np.intp], examples: Examples
-) -> dict[str, float]:
-    drawn = verdicts[rows] == Verdict.EXPLAINED
-    return figure(average(drawn), [examples.patients[i] for i in rows])
+def _compare(
+    so_far: Evaluation,
+    network: ExplainedNetwork,
+    methods: Mapping[str, Method],
+    store: ResultStore,
+    progress: Progress,
+) -> Evaluation:
+    """Maps, scores and seconds of every method; adds `methods` to the summary."""
+    compared, summary, whose = so_far.compared, so_far.summary, so_far.patients
+    attributed = attribute(network, methods, compared.images, store, progress)
+    working = {key: method for key, method in methods.items() if attributed[key].found}
+    columns = {}
+    progress.stage("scores", len(methods))
+    for key, method in methods.items():
+        columns[key] = scores(compared, attributed[key], gated=key == NEMT)
+        progress.step(method.name)
+    timings = time_methods(network, working, compared.images, whose, progress)
+    summary["classifier"] = timings[TARGET_MODEL]
+    summary["methods"] = table(columns, whose)
+    for key, method in methods.items():
+        summary["methods"][key] |= {
+            **method.describe(),
+            **timings.get(key, {}),
+            "asked": len(attributed[key].found) + len(attributed[key].failed),
+            "failed": len(attributed[key].failed),
+            "failures": sorted(set(attributed[key].failed.values())),
+        }
+        if compared.thorough and compared.probability is not None:
+            curves = mean_curves(compared, attributed[key])
+            summary["methods"][key]["curves"] = {
+                name: [round(float(p), 4) for p in curve] for name, curve in curves.items()
+            }
+    if compared.truth is not None:
+        summary["truth_share"] = figure(average(compared.truth.mean(axis=(1, 2))), whose)
+    return Evaluation(**{**vars(so_far), "attributed": attributed, "columns": columns})
 
 
-def _auc(examples: Examples, probability: NDArray[np.float32]) -> dict[str, dict[str, float]]:
-    found = {}
-    sources = sorted({case.source for case in examples.cases})
-    for name, chosen in [("all", sources), *((source, [source]) for source in sources)]:
-        rows = np.array([i for i, case in enumerate(examples.cases) if case.source in chosen])
-        p, y = probability[rows], examples.labels[rows]
-        found[name] = figure(
-            lambda r, p=p, y=y: area_under_curve(p[r], y[r]),  # type: ignore[misc]
-            [examples.patients[i] for i in rows],
+def _subgroups(found: Evaluation) -> dict[str, Any]:
+    examples = found.examples
+    everyone = properties(examples.cases)
+    groups = {name: values[found.rows] for name, values in everyone.items()}
+    if found.compared.truth is not None:
+        groups["ground truth"] = sizes(found.compared.truth)
+    result = {"subgroups": by_subgroup(groups, found.columns, found.patients)}
+    if found.answer.ndim == 1 and "auc" in found.summary:
+        result["auc_by_subgroup"] = auc_by_subgroup(
+            everyone, found.answer, examples.labels, examples.patients
         )
-    return found
+    return result
 
 
-def _areas(examples: Examples, masks: NDArray[np.float32]) -> dict[str, dict[str, float]]:
-    """Mean of the soft mask, before any gating, on images with and without the target."""
-    area = masks.mean(axis=(1, 2))
-    found = {}
-    for name, label in (("positives", 1), ("negatives", 0)):
+def _tests(
+    found: Evaluation,
+    bundle: Bundle,
+    network: ExplainedNetwork,
+    methods: Mapping[str, Method],
+    plan: Plan,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Dependence on the model, stability and silence, of the seeded subset's images."""
+    chosen = seeded_subset(len(found.rows))
+    images = found.compared.images[chosen]
+    truth = None if found.compared.truth is None else found.compared.truth[chosen]
+    whose = [found.patients[i] for i in chosen]
+    gpu = found.compared.device == "cuda"
+    taken = {
+        key: found.summary["methods"][key]["seconds"]["mean"]
+        for key in methods
+        if found.attributed[key].found
+    }
+    able = {key: methods[key] for key in taken if gpu or taken[key] <= SLOW}
+    quick = {key: m for key, m in able.items() if gpu or taken[key] <= QUICK}
+    still = {key: m for key, m in quick.items() if key not in ("random", MEAN_OF_BOXES)}
+    threshold = bundle.manifest.mask_threshold
+    return {
+        "randomisation": randomisation(network, quick, images, whose, progress),
+        "input_invariance": input_invariance(network, able, images, whose, progress),
+        "stability": stability(network, still, images, truth, threshold, whose, progress),
+        "silence": _silence(found, bundle, network, scrambled(images), whose, plan),
+    }
+
+
+def _silence(
+    found: Evaluation,
+    bundle: Bundle,
+    network: ExplainedNetwork,
+    scrambled_images: Images,
+    whose: list[str],
+    plan: Plan,
+) -> dict[str, Any]:
+    """What the bundle says of images with and without the target, and of what is no such image."""
+    examples, result = found.examples, {}
+    for name, label in (("with the target", 1), ("without the target", 0)):
         rows = np.flatnonzero(examples.labels == label)
-        found[name] = figure(average(area[rows]), [examples.patients[i] for i in rows])
-    return found
+        if len(rows):
+            patients = [examples.patients[i] for i in rows]
+            result[name] = answers(network, bundle.manifest, examples.take(rows), patients)
+    result["tiles in random order"] = answers(network, bundle.manifest, scrambled_images, whose)
+    for name, images in plan.others:
+        each = [str(i) for i in range(len(images))]
+        result[name] = answers(network, bundle.manifest, images, each)
+    return result
 
 
-def _decisions(
-    examples: Examples, probability: NDArray[np.float32], threshold: float
-) -> dict[str, dict[str, float]]:
-    positive = probability >= threshold
-    found = {}
-    for name, label, right in (("sensitivity", 1, positive), ("specificity", 0, ~positive)):
-        rows = np.flatnonzero(examples.labels == label)
-        found[name] = figure(average(right[rows]), [examples.patients[i] for i in rows])
-    return found
+def for_manifest(summary: dict[str, Any]) -> dict[str, Any]:
+    """What a bundle carries of an evaluation: all but the curves and the subgroups' rows."""
+    methods = {
+        key: {name: value for name, value in row.items() if name != "curves"}
+        for key, row in summary["methods"].items()
+    }
+    kept = {k: v for k, v in summary.items() if k not in ("subgroups", "auc_by_subgroup")}
+    return kept | {"methods": methods}
 
 
 def _training_regions(
-    dataset: Dataset, bundle: Bundle, cache: Path, progress: Progress
+    dataset: Dataset, bundle: Bundle, cache: Path, evaluated: str, progress: Progress
 ) -> list[Regions]:
     cases: list[Case] = [
         case
         for case in dataset.cases
-        if case.split != "test" and case.label and case.source in {"RSNA", "HAM10000"}
+        if case.split not in ("test", evaluated) and case.label and case.source in SOURCES
     ]
     if not cases:
         return []

@@ -52,6 +52,8 @@ HAM_CLASSES = {
     "vasc": "vascular lesion",
 }
 CSV_LABELS = "labels.csv"
+KINDS = {RSNA_LABELS: "dicom", NIH_LABELS: "picture", HAM_LABELS: "photograph"}
+"""What the images of a layout are; a plain table says so itself."""
 
 ABNORMAL = "abnormal"
 """The finding that RSNA's and NIH's images both tell: 0 for RSNA's "Normal" and NIH's "No Finding".

@@ -1,7 +1,8 @@
 """Figures of merit of a classifier and of attribution maps.
 
-Mass and rank are our own, for they are wanted of every map on every image; the tests hold them to
-Quantus. Complexity, sparseness and faithfulness are computed by Quantus. All see each map min-max
+Mass and rank are our own, for they are wanted of every map on every image, and so are the pointing
+game and the overlap, a line each; the tests hold them to Quantus. Complexity, sparseness and
+faithfulness are computed by Quantus. But for the overlap all see each map min-max
 normalised to [0, 1].
 """
 
@@ -72,6 +73,27 @@ def relevance_rank(attributions: Sequence[Values], regions: Sequence[Region]) ->
         highest = np.argsort(values, kind="stable")[::-1]
         scores[i] = [region[highest[: region.sum()]].mean() for region in flat]
     return scores
+
+
+def pointing_game(attributions: Sequence[Values], regions: Sequence[Region]) -> Scores:
+    """1 where a highest pixel of a map lies in its region, else 0: (maps,).
+
+    Quantus' PointingGame. A constant map points nowhere and scores the region's share.
+    """
+    found = np.empty(len(attributions))
+    for i, (attribution, region) in enumerate(zip(attributions, regions, strict=True)):
+        high = attribution.max()
+        found[i] = region[attribution == high].any() if high > attribution.min() else region.mean()
+    return found
+
+
+def overlap(segments: Sequence[Region], regions: Sequence[Region]) -> Scores:
+    """Intersection over union of each segment with its region: (maps,). Two empty ones agree."""
+    pairs = list(zip(segments, regions, strict=True))
+    unions = [int((a | b).sum()) for a, b in pairs]
+    return np.array(
+        [int((a & b).sum()) / u if u else 1.0 for (a, b), u in zip(pairs, unions, strict=True)]
+    )
 
 
 def complexity(attributions: Sequence[Values]) -> Scores:
@@ -189,7 +211,7 @@ def _quantus() -> Iterator[Any]:
         yield quantus
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=16)
 def _resamples(patients: tuple[str, ...], seed: int, count: int) -> list[NDArray[np.intp]]:
     """Row numbers of each resample; the figures of one table share them."""
     _, owner = np.unique(np.asarray(patients), return_inverse=True)

@@ -90,16 +90,16 @@ def code_state() -> dict[str, Any]:
     }
 
 
-def device_name(config: TrainingConfig) -> str:
+def device_name(device: str, threads: int) -> str:
     """The processor as people name it."""
-    if config.device == "cuda":
+    if device == "cuda":
         return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
-    return f"{model or platform.machine()}, {config.threads} threads"
+    return f"{model or platform.machine()}, {threads} threads"
 
 
 def _count(module: torch.nn.Module) -> int:

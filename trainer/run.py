@@ -27,13 +27,15 @@ from .classifier import ClassifierStage
 from .config import Places, TrainingConfig
 from .datasets import Dataset, find_cases, fingerprint
 from .distributed import Team
-from .evaluate import evaluate, require_ground_truth
+from .evaluate import evaluate, for_manifest
 from .explanation import ExplanationStage, soft_masks
 from .origin import code_state, describe_bundle, device_name
 from .progress import Progress
+from .result_charts import draw_bars
 from .target_model import build_network, file_digest
 from .thresholds import FIXED, Thresholds, choose_thresholds
 from .train import Run, fit
+from .truth import require_ground_truth
 
 LARGEST_CHANGE = 0.005
 """How far float16 weights may move the answer for a validation image."""
@@ -91,7 +93,7 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
         return None
     facts = {
         "minutes": round((time.monotonic() - started) / 60, 1),
-        "device": device_name(config),
+        "device": device_name(config.device, config.threads),
         "processes": team.size,
         "code": code,
         "epochs": [[e.part, e.number, e.figures] for e in stages.epochs],
@@ -194,11 +196,9 @@ def finish(
         "half_precision_changes_answer": round(change, 6),
     }
     draft = bundles.save(out, network, description, "# Draft, not yet evaluated\n", half=half)
-    description["metrics"] = evaluate(
-        draft, prepared.dataset, places.cache, device=config.device, progress=progress
-    )
-    if "localisation" in description["metrics"]:
-        report.draw_comparison(out / "run" / "comparison.png", description["metrics"])
+    found = evaluate(draft, prepared.dataset, places.cache, device=config.device, progress=progress)
+    description["metrics"] = for_manifest(found.summary)
+    draw_bars(out / "run" / "comparison.png", found.summary)
     card = model_card(description, network.architecture.to_manifest())
     return bundles.save(out, network, description, card, half=half)
 

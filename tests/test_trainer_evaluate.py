@@ -1,0 +1,402 @@
+"""`nemt-eval` as a user calls it, on a few synthetic images: reports, the cache, bad input, bundles
+that are broken, and what comes of it in bundle and service.
+"""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from synthetic_sets import write_csv_set, write_ham, write_nih, write_rsna
+
+from nemt_dicom import cli as service
+from nemt_dicom.bundle import Bundle, save
+from nemt_dicom.config import Settings
+from nemt_dicom.worker import PipelineEngine
+from trainer import baselines, dependence, maps, perturbation
+from trainer.baselines import METHODS, Method
+from trainer.cli import main as train
+from trainer.eval_cli import main
+
+FILES = {
+    "report.html", "report.md", "metrics.csv", "summary.json", "bars.png", "panels.png",
+    "worst.png", "curves.png", "randomisation.png",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "RISE_MASKS", 60)
+    monkeypatch.setattr(perturbation, "STEPS", 5)
+    monkeypatch.setattr(dependence, "GROUPS", 2)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated")
+    write_rsna(folder / "rsna", count=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(sets: Path) -> Path:
+    out = sets / "bundle"
+    options = [
+        "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
+        "--classifier-epochs", "2", "--mask-epochs", "1", "--batch", "8", "--threads", "1",
+        "--data", str(sets / "rsna"), "--out", str(out),
+    ]  # fmt: skip
+    assert train(options) == 0
+    return out
+
+
+def call(bundle: Path, data: Path, out: Path, *options: str) -> int:
+    return main(["--bundle", str(bundle), "--data", str(data), "--out", str(out), *options])
+
+
+def summary(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "summary.json").read_text("utf-8"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(sets: Path, bundle: Path) -> Path:
+    """A report with everything in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "RISE_MASKS", 60)
+        patch.setattr(perturbation, "STEPS", 5)
+        patch.setattr(dependence, "GROUPS", 2)
+        write_ham(sets / "skin", count=7)
+        options = ["--not-target", str(sets / "skin" / "images"), "--label-randomisation"]
+        assert call(bundle, sets / "rsna", sets / "report", *options) == 0
+    return sets / "report"
+
+
+def test_all_methods_with_all_figures(whole: Path) -> None:
+    found = summary(whole)
+    assert {path.name for path in whole.iterdir()} == FILES
+    assert set(found["methods"]) == {*METHODS, "mean_of_boxes"}
+    for row in found["methods"].values():
+        for name in ("relevance_mass", "relevance_rank", "complexity", "sparseness", "seconds",
+                     "seconds_in_batch", "deletion_black", "insertion_blur", "road", "iou",
+                     "pointing_game"):  # fmt: skip
+            assert row[name]["lo"] <= row[name]["mean"] <= row[name]["hi"], name
+            assert row[name]["n"] >= 1
+        assert row["library"]
+        assert row["failed"] == 0
+    assert {"view", "sex", "age", "ground truth"} == set(found["subgroups"])
+    counts = [group["images"] for group in found["subgroups"]["ground truth"].values()]
+    assert sum(counts) == found["evaluated"]["with_ground_truth"] == 16
+    assert {"with the target", "without the target", "tiles in random order", "images"} == set(
+        found["silence"]
+    )
+    assert found["label_randomisation"]["similarity"]["n"] == 16
+    questions = [check["question"] for check in found["checks"]]
+    assert len(questions) == len(set(questions)) == 6
+    assert found["verdict"].startswith(("PASS", "FAIL"))
+
+
+def test_what_ignores_the_model_fails_its_randomisation(whole: Path) -> None:
+    found = summary(whole)["randomisation"]
+    assert found["centred_blob"]["survives"]
+    assert found["centred_blob"]["fully_randomised"]["mean"] == 1
+    assert found["random"]["survives"]
+    assert not found["nemt"]["survives"]
+    assert len(found["nemt"]["cascading"]) == len(found["nemt"]["independent"]) == 2
+    assert "**FAILS: survives**" in (whole / "report.md").read_text("utf-8")
+
+
+def test_input_invariance_tells_those_that_see_the_shift(whole: Path) -> None:
+    found = summary(whole)["input_invariance"]
+    assert found["nemt"]["mean"] == pytest.approx(1, abs=1e-3)
+    assert found["gradcam++"]["mean"] == pytest.approx(1, abs=1e-3)
+    assert found["integrated_gradients"]["mean"] < 0.99
+
+
+def test_the_table_of_images(whole: Path) -> None:
+    with (whole / "metrics.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16 * (len(METHODS) + 1)
+    ours = [float(row["relevance_mass"]) for row in rows if row["method"] == "nemt"]
+    mean = summary(whole)["methods"]["nemt"]["relevance_mass"]["mean"]
+    assert np.mean(ours) == pytest.approx(mean, abs=1e-4)
+
+
+def test_the_report_is_one_file_that_needs_no_network(whole: Path) -> None:
+    text = (whole / "report.html").read_text("utf-8")
+    assert text.count("data:image/png;base64,") == 5
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", text)
+    assert "<table>" in text
+    for title in ("Methods compared", "Removal", "Does it depend on the model?",
+                  "Label randomisation", "Subgroups"):  # fmt: skip
+        assert title in text
+
+
+def test_a_second_call_computes_only_what_is_new(
+    sets: Path, bundle: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def watched(method: Method) -> Method:
+        def found(network: Any, images: Any) -> Any:
+            asked.append(method.name)
+            return method.maps(network, images)
+
+        return Method(
+            name=method.name, library=method.library, settings=method.settings, maps=found
+        )
+
+    for key in ("nemt", "rise", "gradcam++"):
+        monkeypatch.setitem(METHODS, key, watched(METHODS[key]))
+    monkeypatch.setattr("trainer.evaluate.time_methods", _no_time)
+    out = sets / "again"
+    options = ["--quick", "--methods", "rise,gradcam++"]
+    assert call(bundle, sets / "rsna", out, *options) == 0
+    assert asked == []
+    first, second = summary(whole)["methods"], summary(out)["methods"]
+    for key in ("nemt", "rise", "gradcam++"):
+        for name in ("relevance_mass", "faithfulness"):
+            assert first[key][name] == second[key][name]
+    assert call(bundle, sets / "rsna", out, *options) == 1  # it is there
+    assert call(bundle, sets / "rsna", out, *options, "--resume") == 0
+    monkeypatch.setitem(METHODS, "rise", watched(_other_settings(METHODS["rise"])))
+    assert call(bundle, sets / "rsna", out, *options, "--resume") == 0
+    assert asked == ["RISE"] * 16
+
+
+def _other_settings(method: Method) -> Method:
+    return Method(name=method.name, library="", settings="other masks", maps=method.maps)
+
+
+def _no_time(network: Any, methods: dict[str, Method], *_: Any) -> dict[str, Any]:
+    one = {"seconds": {"mean": 0.1, "lo": 0.1, "hi": 0.1, "n": 1}}
+    return dict.fromkeys([*methods, "target_model"], one)
+
+
+def test_a_slow_method_sees_the_subset_and_the_table_says_so(
+    sets: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maps, "SLOW", 0.0)
+    monkeypatch.setattr(maps, "SUBSET", 5)
+    out = sets / "slow"
+    assert call(bundle, sets / "rsna", out, "--quick", "--methods", "gradcam,random") == 0
+    assert summary(out)["methods"]["gradcam"]["relevance_mass"]["n"] == 5
+    assert "GradCAM, 5 of 16 images" not in (out / "report.md").read_text("utf-8")  # all are slow
+    monkeypatch.setattr(maps, "SLOW", 5.0)
+    assert call(bundle, sets / "rsna", out, "--quick", "--methods", "gradcam", "--resume") == 0
+    assert summary(out)["methods"]["gradcam"]["relevance_mass"]["n"] == 16
+
+
+def test_a_failing_method_is_counted_not_hidden(
+    sets: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"odd": 0}
+
+    def odd(network: Any, images: Any) -> Any:
+        calls["odd"] += 1
+        if calls["odd"] % 4 == 1:
+            raise RuntimeError("out of luck")
+        return images[:, 0] * (np.nan if calls["odd"] % 4 == 2 else 1)
+
+    def never(network: Any, images: Any) -> Any:
+        raise ValueError("never works")
+
+    for key, function in (("gradcam", odd), ("hirescam", never)):
+        method = Method(name=key, library="", settings=str(calls), maps=function)
+        monkeypatch.setitem(METHODS, key, method)
+    monkeypatch.setattr("trainer.evaluate.time_methods", _no_time)
+    out = sets / "failing"
+    assert call(bundle, sets / "rsna", out, "--quick", "--methods", "gradcam,hirescam") == 0
+    rows = summary(out)["methods"]
+    assert rows["gradcam"]["failed"] == 8
+    assert rows["gradcam"]["relevance_mass"]["n"] == 8
+    assert rows["gradcam"]["failures"] == ["RuntimeError: out of luck", "the map is not finite"]
+    assert rows["hirescam"]["failed"] == 16
+    text = (out / "report.md").read_text("utf-8")
+    assert "gradcam, failed on 8" in text
+    assert "ValueError: never works" in text
+    with (out / "metrics.csv").open(encoding="utf-8") as file:
+        failed = [row for row in csv.DictReader(file) if row["failed"]]
+    assert len(failed) == 24
+
+
+def test_two_bundles_against_each_other(sets: Path, bundle: Path) -> None:
+    other = shuffled(bundle, sets / "shuffled")
+    out = sets / "compared"
+    arguments = ["compare", str(bundle), str(other), "--data", str(sets / "rsna")]
+    assert main([*arguments, "--out", str(out)]) == 0
+    found = json.loads((out / "compare.json").read_text("utf-8"))["methods"]["relevance_mass"]
+    assert found["b_less_a"]["mean"] == pytest.approx(
+        found["b"]["mean"] - found["a"]["mean"], abs=2e-4
+    )
+    assert found["b_less_a"]["n"] == 16
+    assert "B less A" in (out / "compare.html").read_text("utf-8")
+
+
+def shuffled(bundle: Path, out: Path) -> Path:
+    """The bundle with the weights of its explanation module in a random order."""
+    found = Bundle.load(bundle)
+    network = found.network("cpu")
+    generator = torch.Generator().manual_seed(0)
+    for p in network.explanation_module.parameters():
+        order = torch.randperm(p.numel(), generator=generator)
+        p.data = p.data.flatten()[order].view_as(p)
+    description = found.manifest.model_dump(mode="json")
+    for name in ("schema_version", "architecture", "sha256"):
+        del description[name]
+    save(out, network, description, "# Broken\n")
+    return out
+
+
+def test_figures_go_into_bundle_and_card_and_the_service_wants_them(
+    sets: Path, bundle: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = sets / "copy"
+    shutil.copytree(bundle, copy)
+    found = Bundle.load(copy)
+    description = found.manifest.model_dump(mode="json") | {"metrics": {}}
+    for name in ("schema_version", "architecture", "sha256"):
+        del description[name]
+    save(copy, found.network("cpu"), description, "# No figures\n")
+    assert service.main(["bundle", "show", str(copy)]) == 0
+    assert "none: nemt-eval" in capsys.readouterr().out
+    settings = Settings.model_validate({"explanation": {"bundle": str(copy), "device": "cpu"}})
+    PipelineEngine(settings)
+    assert "says nothing of how good its explanations are" in caplog.text
+    caplog.clear()
+
+    options = ["--methods", "gradcam++,random", "--into-bundle"]
+    assert call(copy, sets / "rsna", sets / "published", *options) == 0
+    written = Bundle.load(copy)
+    assert written.manifest.evaluated
+    assert written.manifest.metrics["methods"]["nemt"]["road"]["n"] == 16
+    assert "curves" not in written.manifest.metrics["methods"]["nemt"]
+    assert (
+        written.manifest.sha256["model.safetensors"] == found.manifest.sha256["model.safetensors"]
+    )
+    card = (copy / "MODEL_CARD.md").read_text("utf-8")
+    for text in ("By `nemt-eval`", "GradCAM++", "Dependence on the model", "Silence", "ROAD ↑"):
+        assert text in card
+    capsys.readouterr()
+    assert service.main(["bundle", "show", str(copy)]) == 0
+    shown = capsys.readouterr().out
+    assert "faithfulness" in shown
+    assert "does it depend on the model?" in shown
+    PipelineEngine(settings)
+    assert "says nothing" not in caplog.text
+
+
+# --- which images ---
+
+
+def test_all_images_where_no_table_places_any(sets: Path, bundle: Path) -> None:
+    write_csv_set(sets / "plain", count=12)
+    out = sets / "all"
+    assert call(bundle, sets / "plain", out, "--quick", "--methods", "random") == 0
+    found = summary(out)
+    assert found["evaluated"]["images"] == 12
+    assert found["evaluated"]["with_ground_truth"] == 0
+    assert "relevance_mass" not in found["methods"]["nemt"]
+    assert "faithfulness" in found["methods"]["nemt"]
+    assert any("all images are evaluated" in note for note in found["evaluated"]["notes"])
+    assert "no ground truth of where to look" in (out / "report.md").read_text("utf-8")
+
+
+def test_of_data_like_the_bundles_own_only_those_held_out(sets: Path, bundle: Path) -> None:
+    """Without splits.csv the trainer places patients by a hash: so does the evaluation."""
+    shutil.copytree(sets / "rsna", sets / "unplaced")
+    (sets / "unplaced" / "splits.csv").unlink()
+    out = sets / "held-out"
+    assert call(bundle, sets / "unplaced", out, "--quick", "--methods", "random") == 0
+    found = summary(out)["evaluated"]
+    assert 0 < found["images"] < 40
+    assert any("stable hash" in note for note in found["notes"])
+
+
+def test_positives_alone_have_maps_and_no_auc(sets: Path, bundle: Path) -> None:
+    one_class(sets / "rsna", sets / "ill", "1")
+    out = sets / "ill-report"
+    assert call(bundle, sets / "ill", out, "--methods", "random") == 0
+    found = summary(out)
+    assert found["auc"] == {}
+    assert "negatives" not in found["mask_area"]
+    assert found["methods"]["nemt"]["relevance_mass"]["n"] == 16
+
+
+def one_class(folder: Path, out: Path, label: str) -> Path:
+    shutil.copytree(folder, out)
+    path = out / "stage_2_train_labels.csv"
+    lines = path.read_text("utf-8").splitlines()
+    kept = [line for line in lines[1:] if line.endswith(f",{label}")]
+    path.write_text("\n".join([lines[0], *kept]) + "\n", encoding="utf-8")
+    return out
+
+
+def test_what_cannot_be_evaluated_says_why(
+    sets: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sets / "empty").mkdir()
+    write_ham(sets / "ham", count=14)
+    write_csv_set(sets / "photographs", count=6, kind="photograph")
+    write_nih(sets / "nih", count=8)
+    well = one_class(sets / "rsna", sets / "well", "0")
+    rsna = sets / "rsna"
+    for data, options, message in (
+        (sets / "empty", [], "holds no labels that are recognised"),
+        (sets / "nowhere", [], "does not exist"),
+        (sets / "ham", [], "holds photographs, and the bundle was trained on radiographs"),
+        (sets / "photographs", [], "holds photographs, and the bundle was trained on radiographs"),
+        (well, [], "has no image with 'pneumonia', of 16 images: there is nothing to explain"),
+        (rsna, ["--methods", "gradcam,lime"], "--methods: lime is not known for this bundle"),
+        (rsna, ["--split", "validation", "--into-bundle"], "figures of the test split only"),
+        (rsna, ["--not-target", str(sets / "empty")], "holds no image that can be read"),
+    ):
+        assert call(bundle, data, sets / "nothing", *options, "--resume") == 1, message
+        assert message in capsys.readouterr().err
+    assert main(["--bundle", str(sets / "empty"), "--data", str(rsna), "--out", "x"]) == 1
+    assert "this is not a whole bundle" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["--out", "x"])
+    assert ended.value.code == 2
+
+
+def test_a_result_cut_off_is_computed_again(sets: Path, bundle: Path, whole: Path) -> None:
+    from trainer.cache import default_cache
+    from trainer.result_store import ResultStore
+
+    store = ResultStore(default_cache(), Bundle.load(bundle), "cpu")
+    store.save({"score": np.array(0.5)}, "kind", "of")
+    assert float(store.load("kind", "of")["score"]) == 0.5  # type: ignore[index]
+    path = store._path(("kind", "of"))
+    path.write_bytes(path.read_bytes()[:40])
+    assert store.load("kind", "of") is None
+    assert store.load("kind", "other") is None
+    assert ResultStore(default_cache(), Bundle.load(bundle), "cuda").load("kind", "of") is None
+
+
+def test_weights_are_part_of_what_is_kept(sets: Path, bundle: Path) -> None:
+    from trainer.cache import default_cache
+    from trainer.result_store import ResultStore
+
+    other = sets / "other-weights"
+    shutil.copytree(bundle, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({k: v * 0.9 for k, v in weights.items()}, other / "model.safetensors")
+    found = Bundle.load(bundle)
+    description = found.manifest.model_dump(mode="json")
+    for name in ("schema_version", "architecture", "sha256"):
+        del description[name]
+    network = found.network("cpu")
+    network.explanation_module.load_state_dict(
+        {k: v * 0.9 for k, v in network.explanation_module.state_dict().items()}
+    )
+    save(other, network, description, "# Other\n")
+    stores = [ResultStore(default_cache(), Bundle.load(b), "cpu") for b in (bundle, other)]
+    stores[0].save({"score": np.array(1)}, "weights")
+    assert stores[1].load("weights") is None

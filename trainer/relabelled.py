@@ -1,0 +1,128 @@
+"""Label randomisation: does a mask change when the model has learnt nothing of the target?
+
+J. Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018, section 4. Two short runs of the
+bundle's own recipe, the same but that one sees its training labels shuffled.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemt_dicom.bundle import Bundle
+from nemt_dicom.errors import DataError
+from nemt_dicom.network import ExplainedNetwork
+
+from .cache import Examples
+from .checkpoint import CheckpointFile
+from .classifier import ClassifierStage
+from .comparison import Evaluated, average, figure, scores, table
+from .config import Places, TrainingConfig
+from .dependence import similarity
+from .distributed import Team
+from .evaluate import Evaluation
+from .explanation import ExplanationStage, soft_masks
+from .maps import Attributed
+from .metrics import area_under_curve
+from .progress import Progress
+from .run import frozen_stages, make_repeatable, prepare
+from .train import Run, fit
+
+CLASSIFIER_EPOCHS, MASK_EPOCHS = 2, 1
+
+
+def label_randomisation(
+    bundle: Bundle,
+    folders: Sequence[Path],
+    cache: Path,
+    found: Evaluation,
+    progress: Progress,
+    *,
+    threads: int,
+) -> dict[str, Any]:
+    """Similarity of the two runs' masks, and mass, area and AUC of each, JSON-able.
+
+    Raises `DataError` for a bundle whose target model was given, for its labels are not here.
+    """
+    recipe = bundle.manifest.training["recipe"]
+    if bundle.architecture.explains != "target" or bundle.manifest.training["target_model_file"]:
+        raise DataError(
+            "label randomisation trains the target model anew, and this bundle's was given or has "
+            "no target: leave --label-randomisation out"
+        )
+    known = {field.name for field in fields(TrainingConfig)}
+    given: Any = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items() if k in known
+    }
+    epochs = {"classifier_epochs": CLASSIFIER_EPOCHS, "mask_epochs": MASK_EPOCHS}
+    here = {"threads": threads, "device": found.compared.device}
+    config = TrainingConfig(**(given | epochs | here))
+    result: dict[str, Any] = dict(epochs)
+    masks = {}
+    for name in ("true", "shuffled"):
+        network = _train(config, folders, cache, progress, shuffled=name == "shuffled")
+        masks[name] = soft_masks(network, found.compared.images)[1]
+        probability, _ = soft_masks(network, found.examples.images)
+        columns = scores(
+            Evaluated(images=found.compared.images, truth=found.compared.truth, probability=None),
+            Attributed(found=dict(enumerate(masks[name]))),
+            gated=True,
+        )
+        result[name] = table({name: columns}, found.patients)[name] | {
+            "area": round(float(masks[name].mean()), 4),
+            "auc": round(area_under_curve(probability, found.examples.labels), 4),
+        }
+    alike = similarity(masks["true"], masks["shuffled"])
+    return result | {"similarity": figure(average(alike), found.patients)}
+
+
+def _train(
+    config: TrainingConfig,
+    folders: Sequence[Path],
+    cache: Path,
+    progress: Progress,
+    *,
+    shuffled: bool,
+) -> ExplainedNetwork:
+    make_repeatable(config)
+    with tempfile.TemporaryDirectory() as folder:
+        places = Places(folders=tuple(folders), out=Path(folder), cache=cache)
+        team = Team.join(config.device)
+        try:
+            prepared = prepare(config, places, team, progress)
+            if shuffled:
+                train = _shuffle(prepared.train, config.seed)
+                prepared = replace(prepared, train=train)
+            stages = Run(
+                config=config,
+                network=prepared.network,
+                team=team,
+                checkpoints=CheckpointFile(Path(folder) / "checkpoint.pt"),
+                progress=progress,
+                record=lambda _epochs: None,
+                epochs=[],
+                goes_on=False,
+            )
+            frozen = frozen_stages(config, places)
+            data = prepared.train, prepared.validation
+            classifier = ClassifierStage(prepared.network, *data, config, frozen_stages=frozen)
+            fit(classifier, prepared.train, stages)
+            stage = ExplanationStage(prepared.network, *data, config, collapse_ends=False)
+            fit(stage, prepared.train, stages)
+        finally:
+            team.leave()
+    return prepared.network.eval()
+
+
+def _shuffle(examples: Examples, seed: int) -> Examples:
+    """The same images with each other's labels, all that is known of one together."""
+    order = np.random.default_rng(seed).permutation(len(examples))
+    names = ("label", "class_index", "findings", "mined", "source")
+    cases = tuple(
+        replace(case, **{name: getattr(examples.cases[j], name) for name in names})
+        for case, j in zip(examples.cases, order.tolist(), strict=True)
+    )
+    return replace(examples, cases=cases)

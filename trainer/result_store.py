@@ -1,0 +1,70 @@
+"""Maps and scores that were computed before: a second evaluation computes only what is new.
+
+A result is kept under what it is of: the bundle's network, the method with its settings and the
+version of its library, the image, and our own code that takes part. A file appears whole or not at
+all, so a killed evaluation leaves nothing that is wrong.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemt_dicom import decoders, network
+from nemt_dicom.bundle import Bundle
+
+from . import baselines, explanation, metrics, perturbation, relax, removal
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def _sources(*modules: Any) -> str:
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()
+
+
+MAPS_CODE = _sources(network, decoders, baselines, explanation, perturbation, relax)
+SCORES_CODE = _sources(network, metrics, removal)
+
+
+class ResultStore:
+    """Results of one network on one kind of device, below a cache folder."""
+
+    def __init__(self, cache: Path, bundle: Bundle, device: str) -> None:
+        manifest = bundle.manifest
+        network = [manifest.sha256["model.safetensors"], manifest.architecture, device]
+        self._network = json.dumps(network, sort_keys=True)
+        self._folder = cache / "evaluation"
+
+    def load(self, *of: str) -> Arrays | None:
+        """The result of `of`, or None where it is not there."""
+        try:
+            with np.load(self._path(of), allow_pickle=False) as found:
+                return dict(found)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return None
+
+    def save(self, arrays: Arrays, *of: str) -> None:
+        """Keeps a result."""
+        path = self._path(of)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        with draft.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        draft.replace(path)
+
+    def _path(self, of: tuple[str, ...]) -> Path:
+        name = hashlib.sha256(json.dumps([self._network, *of]).encode()).hexdigest()
+        return self._folder / name[:2] / f"{name[2:34]}.npz"
+
+
+def digest(array: NDArray[Any]) -> str:
+    """SHA-256 of an array's bytes: of an image, or of a map."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
