@@ -11,6 +11,7 @@ from nemt_dicom import __version__, cli, derived, listener, secondary_capture, s
 from nemt_dicom.config import Settings, load_settings
 from nemt_dicom.errors import Reason
 from trainer import cli as training
+from trainer import eval_cli as evaluation
 
 ROOT = Path(__file__).parent.parent
 CONFORMANCE = (ROOT / "deploy" / "conformance.md").read_text(encoding="utf-8")
@@ -115,6 +116,18 @@ def test_commands_of_the_readme_parse(command: str) -> None:
 )
 def test_training_commands_of_readme_and_help_parse(command: str) -> None:
     training.read_arguments(command.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    sorted(set(re.findall(r"nemt-eval ((?:compare |--)[^#\n]+)", README + evaluation.EPILOG))),
+)
+def test_evaluation_commands_of_readme_and_help_parse(command: str) -> None:
+    words = command.split()
+    parser = evaluation.build_parser()
+    if words[0] == "compare":
+        parser, words = evaluation.build_compare_parser(), words[1:]
+    assert parser.parse_args(words).out
 
 
 def test_readme_starts_with_the_two_commands_and_the_limits() -> None:

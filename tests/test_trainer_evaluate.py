@@ -152,6 +152,7 @@ def test_a_second_call_computes_only_what_is_new(
             name=method.name, library=method.library, settings=method.settings, maps=found
         )
 
+    rise = METHODS["rise"]
     for key in ("nemt", "rise", "gradcam++"):
         monkeypatch.setitem(METHODS, key, watched(METHODS[key]))
     monkeypatch.setattr("trainer.evaluate.time_methods", _no_time)
@@ -165,7 +166,7 @@ def test_a_second_call_computes_only_what_is_new(
             assert first[key][name] == second[key][name]
     assert call(bundle, sets / "rsna", out, *options) == 1  # it is there
     assert call(bundle, sets / "rsna", out, *options, "--resume") == 0
-    monkeypatch.setitem(METHODS, "rise", watched(_other_settings(METHODS["rise"])))
+    monkeypatch.setitem(METHODS, "rise", watched(_other_settings(rise)))
     assert call(bundle, sets / "rsna", out, *options, "--resume") == 0
     assert asked == ["RISE"] * 16
 

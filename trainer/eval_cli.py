@@ -38,7 +38,7 @@ examples:
   nemt-eval --data rsna-mini --out report                      the bundle that ships
   nemt-eval --bundle runs/melanoma --data ham10000-mini --out report
   nemt-eval --bundle runs/mine --data rsna --methods gradcam++,random --out quick
-  nemt-eval --data rsna-mini --not-target photographs --label-randomisation --out report
+  nemt-eval --data rsna-mini --not-target skin=photographs --label-randomisation --out report
   nemt-eval compare runs/a runs/b --data rsna-mini --out compared
 
 --out gets report.html (one file), report.md, metrics.csv (a row an image and method), summary.json
@@ -64,9 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--not-target",
         dest="others",
         action="append",
-        type=Path,
         default=[],
-        metavar="DIR",
+        metavar="[NAME=]DIR",
         help="images of something else, on which a mask should stay silent",
     )
     parser.add_argument(

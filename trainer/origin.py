@@ -99,7 +99,7 @@ def device_name(device: str, threads: int) -> str:
     except OSError:
         lines = []
     model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
-    return f"{model or platform.machine()}, {threads} threads"
+    return f"{model or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -22,24 +22,27 @@ PICTURES = {".png", ".jpg", ".jpeg"}
 
 
 def read_others(
-    folders: Sequence[Path], bundle: Bundle, progress: Progress
+    given: Sequence[str], bundle: Bundle, progress: Progress
 ) -> tuple[tuple[str, Images], ...]:
-    """The images of each folder as the bundle sees them, by the folder's name.
+    """The images of each folder as the bundle sees them, by name.
 
-    Pictures and DICOM files, at any depth. What the service refuses never reaches the model: it is
+    given: each "NAME=FOLDER", or a folder whose own name is taken. Pictures and DICOM files, at any depth. What the service refuses never reaches the model: it is
     counted in a note. Raises `DataError` for a folder without a single image.
     """
     found = []
-    for folder in folders:
+    for text in given:
+        name, _, path = text.rpartition("=")
+        folder = Path(path)
+        name = name or folder.resolve().name
         images, refused, unreadable = _read(folder, bundle)
         if not images and not refused:
             raise DataError(f"{folder} holds no image that can be read (DICOM, PNG or JPEG)")
         if refused:
-            progress.note(f"{folder.name}: the service refuses {refused} of these images")
+            progress.note(f"{name}: the service refuses {refused} of these images")
         if unreadable:
-            progress.note(f"{folder.name}: {unreadable} files are no images")
+            progress.note(f"{name}: {unreadable} files are no images")
         if images:
-            found.append((folder.name, np.stack(images)))
+            found.append((name, np.stack(images)))
     return tuple(found)
 
 

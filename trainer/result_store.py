@@ -46,7 +46,7 @@ class ResultStore:
     def load(self, *of: str) -> Arrays | None:
         """The result of `of`, or None where it is not there."""
         try:
-            with np.load(self._path(of), allow_pickle=False) as found:
+            with self._path(of).open("rb") as file, np.load(file, allow_pickle=False) as found:
                 return dict(found)
         except (OSError, ValueError, zipfile.BadZipFile):
             return None

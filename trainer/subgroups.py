@@ -50,6 +50,15 @@ def sizes(truth: Regions) -> NDArray[np.str_]:
     return np.array([next(n for low, high, n in SIZES if low <= share < high) for share in shares])
 
 
+def _values(found: NDArray[np.str_]) -> list[str]:
+    """The values that occur: bands in their order, what is not known at the end."""
+    order = [name for *_, name in (*AGES, *SIZES)]
+    return sorted(
+        set(found.tolist()),
+        key=lambda v: (v == UNKNOWN, order.index(v) if v in order else -1, v),
+    )
+
+
 def by_subgroup(
     groups: Groups, columns: Mapping[str, Columns], patients: Sequence[str]
 ) -> dict[str, Any]:
@@ -57,7 +66,7 @@ def by_subgroup(
     found: dict[str, Any] = {}
     for name, values in groups.items():
         found[name] = {}
-        for value in np.unique(values).tolist():
+        for value in _values(values):
             rows = np.flatnonzero(values == value)
             whose = [patients[i] for i in rows.tolist()]
             found[name][value] = {
@@ -82,7 +91,7 @@ def auc_by_subgroup(
     found: dict[str, Any] = {}
     for name, values in groups.items():
         found[name] = {}
-        for value in np.unique(values).tolist():
+        for value in _values(values):
             rows = np.flatnonzero(values == value)
             p, y = probability[rows], labels[rows]
             if 0 < y.sum() < len(y):
