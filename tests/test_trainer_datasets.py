@@ -385,7 +385,7 @@ def test_the_trainer_proper_cannot_reach_the_truth() -> None:
     assert {n for n, text in texts.items() if "read_truth" in text} == {"truth.py"}
     assert {n for n, text in texts.items() if "read_boxes" in text} == {"truth.py", "layouts.py"}
     reaching = {n for n, text in texts.items() if "from .truth" in text}
-    assert reaching == {"ablation.py", "evaluate.py", "run.py"}
+    assert reaching == {"ablation.py", "evaluate.py", "plan.py", "run.py"}
 
 
 # --- what is refused ---

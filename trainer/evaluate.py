@@ -18,55 +18,28 @@ from nemt_dicom.errors import DataError
 from nemt_dicom.network import ExplainedNetwork
 
 from . import decisions
-from .baselines import METHODS, NEMT, Images, Method, for_representations, mean_of_boxes
+from .baselines import NEMT, Images, Method
 from .cache import Examples, load_examples
 from .checks import checks
 from .comparison import Columns, Evaluated, Regions, average, figure, mean_curves, scores, table
-from .datasets import Case, Dataset, fingerprint
+from .datasets import Dataset, fingerprint
 from .decisions import Device
 from .dependence import input_invariance, randomisation
 from .explanation import soft_masks
 from .maps import SLOW, Attributed, attribute, seeded_subset
 from .metrics import Probability
 from .origin import code_state, device_name
+from .plan import MEAN_OF_BOXES, Plan, methods_of
 from .progress import Progress
 from .result_store import ResultStore
 from .robustness import answers, scrambled, stability
 from .subgroups import auc_by_subgroup, by_subgroup, properties, sizes
 from .timing import TARGET_MODEL, time_methods
-from .truth import SOURCES, ground_truth
+from .truth import ground_truth
 
-MEAN_OF_BOXES = "mean_of_boxes"
-IN_TRAINING = (
-    NEMT,
-    "gradcam++",
-    "integrated_gradients",
-    "gradient_shap",
-    "relax",
-    "u_relax",
-    "centred_blob",
-    "random",
-    MEAN_OF_BOXES,
-)
-"""Methods that the end of a training run compares: those that a CPU can afford."""
 QUICK = 0.5
 """Seconds an image up to which a method takes part in the tests that ask it for hundreds of maps,
 where there is no GPU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is measured.
-
-    methods: their keys; those that a bundle's kind has are compared. thorough: removal curves,
-    ROAD, subgroups, dependence on the model, stability, silence. others: images (N, C, S, S) that
-    are not of the target's kind, by name.
-    """
-
-    methods: tuple[str, ...] = IN_TRAINING
-    split: str = "test"
-    thorough: bool = False
-    others: tuple[tuple[str, Images], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,7 +109,7 @@ def evaluate(
         attributed={},
         columns={},
     )
-    methods = _methods(bundle, dataset, cache, plan, device, progress)
+    methods = methods_of(plan, bundle, dataset, cache, device, progress)
     found = _compare(found, network, methods, store, progress)
     if plan.thorough:
         summary |= _subgroups(found)
@@ -216,30 +189,6 @@ def _explained(
         for part in torch.split(torch.from_numpy(images), 32)
     ]
     return network.probabilities, torch.cat(found).numpy()
-
-
-def known_methods(bundle: Bundle, device: Device) -> dict[str, Method]:
-    """The methods that fit what a bundle explains, but for those that need training data."""
-    representation = bundle.architecture.explains == "representation"
-    return for_representations(device) if representation else METHODS
-
-
-def _methods(
-    bundle: Bundle,
-    dataset: Dataset,
-    cache: Path,
-    plan: Plan,
-    device: Device,
-    progress: Progress,
-) -> dict[str, Method]:
-    """The methods of the plan that the bundle's kind has, the explanation module always."""
-    known = known_methods(bundle, device)
-    methods = {key: method for key, method in known.items() if key in (NEMT, *plan.methods)}
-    if MEAN_OF_BOXES in plan.methods:
-        regions = _training_regions(dataset, bundle, cache, plan.split, progress)
-        if regions:
-            methods[MEAN_OF_BOXES] = mean_of_boxes(regions)
-    return methods
 
 
 def _compare(
@@ -354,20 +303,3 @@ def for_manifest(summary: dict[str, Any]) -> dict[str, Any]:
     }
     kept = {k: v for k, v in summary.items() if k not in ("subgroups", "auc_by_subgroup")}
     return kept | {"methods": methods}
-
-
-def _training_regions(
-    dataset: Dataset, bundle: Bundle, cache: Path, evaluated: str, progress: Progress
-) -> list[Regions]:
-    cases: list[Case] = [
-        case
-        for case in dataset.cases
-        if case.split not in ("test", evaluated) and case.label and case.source in SOURCES
-    ]
-    if not cases:
-        return []
-    progress.stage("training ground truth", len(cases))
-    examples = load_examples(
-        cases, bundle.preprocessing, cache=cache, done=progress.step, skip_bad=True
-    )
-    return list(ground_truth(examples)[1])

@@ -26,8 +26,9 @@ def read_others(
 ) -> tuple[tuple[str, Images], ...]:
     """The images of each folder as the bundle sees them, by name.
 
-    given: each "NAME=FOLDER", or a folder whose own name is taken. Pictures and DICOM files, at any depth. What the service refuses never reaches the model: it is
-    counted in a note. Raises `DataError` for a folder without a single image.
+    given: each "NAME=FOLDER", or a folder whose own name is taken. Pictures and DICOM files, at any
+    depth. What the service refuses never reaches the model: it is counted in a note. Raises
+    `DataError` for a folder without a single image.
     """
     found = []
     for text in given:

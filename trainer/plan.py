@@ -1,0 +1,84 @@
+"""What an evaluation measures, and with which methods."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemt_dicom.bundle import Bundle
+
+from .baselines import METHODS, NEMT, Images, Method, for_representations, mean_of_boxes
+from .cache import load_examples
+from .comparison import Regions
+from .datasets import Case, Dataset
+from .decisions import Device
+from .progress import Progress
+from .truth import SOURCES, ground_truth
+
+MEAN_OF_BOXES = "mean_of_boxes"
+IN_TRAINING = (
+    NEMT,
+    "gradcam++",
+    "integrated_gradients",
+    "gradient_shap",
+    "relax",
+    "u_relax",
+    "centred_blob",
+    "random",
+    MEAN_OF_BOXES,
+)
+"""Methods that the end of a training run compares: those that a CPU can afford."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured.
+
+    methods: their keys; those that a bundle's kind has are compared. thorough: removal curves,
+    ROAD, subgroups, dependence on the model, stability, silence. others: images (N, C, S, S) that
+    are not of the target's kind, by name.
+    """
+
+    methods: tuple[str, ...] = IN_TRAINING
+    split: str = "test"
+    thorough: bool = False
+    others: tuple[tuple[str, Images], ...] = ()
+
+
+def known_methods(bundle: Bundle, device: Device) -> dict[str, Method]:
+    """The methods that fit what a bundle explains, but for those that need training data."""
+    representation = bundle.architecture.explains == "representation"
+    return for_representations(device) if representation else METHODS
+
+
+def methods_of(
+    plan: Plan,
+    bundle: Bundle,
+    dataset: Dataset,
+    cache: Path,
+    device: Device,
+    progress: Progress,
+) -> dict[str, Method]:
+    """The methods of the plan that the bundle's kind has, the explanation module always."""
+    known = known_methods(bundle, device)
+    methods = {key: method for key, method in known.items() if key in (NEMT, *plan.methods)}
+    if MEAN_OF_BOXES in plan.methods:
+        regions = _training_regions(dataset, bundle, cache, plan.split, progress)
+        if regions:
+            methods[MEAN_OF_BOXES] = mean_of_boxes(regions)
+    return methods
+
+
+def _training_regions(
+    dataset: Dataset, bundle: Bundle, cache: Path, evaluated: str, progress: Progress
+) -> list[Regions]:
+    cases: list[Case] = [
+        case
+        for case in dataset.cases
+        if case.split not in ("test", evaluated) and case.label and case.source in SOURCES
+    ]
+    if not cases:
+        return []
+    progress.stage("training ground truth", len(cases))
+    examples = load_examples(
+        cases, bundle.preprocessing, cache=cache, done=progress.step, skip_bad=True
+    )
+    return list(ground_truth(examples)[1])
