@@ -5,6 +5,7 @@ The ground truth is a region an image: boxes, lesion masks, whatever a set has.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from .metrics import (
     bootstrap,
     complexity,
     faithfulness,
+    features_in_step,
     min_max,
     overlap,
     pointing_game,
@@ -105,6 +107,26 @@ class Evaluated:
         if self.index is None:
             return self.probability
         return lambda images: self.probability(images)[:, self.index[row]]  # type: ignore[misc,index]
+
+
+def describe_metrics(side: int) -> dict[str, str]:
+    """How each metric is measured, for a report. side: of the images, in pixels."""
+    quantus, grad_cam = (f"{name} {version(name)}" for name in ("quantus", "grad-cam"))
+    same = f"our own code, equal to {quantus}"
+    curve = f"our own code; {removal.STEPS} steps, {' and '.join(removal.FILLS)}"
+    return {
+        "RelevanceRankAccuracy": f"{same}; hits / k, union of all boxes or the lesion's mask",
+        "RelevanceMassAccuracy": f"{same}; of the min-max normalised map",
+        "PointingGame": same,
+        "Complexity": f"{quantus}; normalise=False, abs=False, for maps come normalised",
+        "Sparseness": f"{quantus}; the same",
+        "FaithfulnessEstimate": f"{quantus}; features_in_step={features_in_step(side)}, "
+        "perturb_baseline='black', Pearson's correlation, of the probability",
+        "IoU": "our own code; the mask at the bundle's mask_threshold, other maps min-max "
+        "normalised at the same",
+        "deletion, insertion": f"{curve}; area under p, 0 to 1",
+        "ROAD": f"{grad_cam}, ROADCombined; {', '.join(map(str, removal.ROAD_SHARES))} % removed",
+    }
 
 
 def scores(of: Evaluated, attributed: Attributed, *, gated: bool = False) -> Columns:

@@ -36,7 +36,7 @@ without what they name, whether they depend on the model, hold still, and say no
 nothing to say. Research only."""
 EPILOG = """\
 examples:
-  nemt-eval --data rsna-mini --out report                      the bundle that ships
+  nemt-eval --data rsna-mini --out report
   nemt-eval --bundle runs/melanoma --data ham10000-mini --out report
   nemt-eval --bundle runs/mine --data rsna --methods gradcam++,random --out quick
   nemt-eval --data rsna-mini --not-target skin=photographs --label-randomisation --out report

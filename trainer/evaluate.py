@@ -21,7 +21,17 @@ from . import decisions
 from .baselines import NEMT, Images, Method
 from .cache import Examples, load_examples
 from .checks import checks
-from .comparison import Columns, Evaluated, Regions, average, figure, mean_curves, scores, table
+from .comparison import (
+    Columns,
+    Evaluated,
+    Regions,
+    average,
+    describe_metrics,
+    figure,
+    mean_curves,
+    scores,
+    table,
+)
 from .datasets import Dataset, fingerprint
 from .decisions import Device
 from .dependence import input_invariance, randomisation
@@ -223,6 +233,7 @@ def _compare(
             summary["methods"][key]["curves"] = {
                 name: [round(float(p), 4) for p in curve] for name, curve in curves.items()
             }
+    summary["metrics"] = describe_metrics(compared.images.shape[-1])
     if compared.truth is not None:
         summary["truth_share"] = figure(average(compared.truth.mean(axis=(1, 2))), whose)
     return Evaluation(**{**vars(so_far), "attributed": attributed, "columns": columns})

@@ -85,6 +85,8 @@ def report(bundle: Bundle, summary: dict[str, Any], *, command: str) -> str:
     if "subgroups" in summary:
         sections += _further(summary)
     sections.append(f"## Methods\n\n{tables.methods_list(summary)}")
+    metrics = (f"- {name}: {text}" for name, text in summary["metrics"].items())
+    sections.append("## Metrics\n\n" + "\n".join(metrics))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
