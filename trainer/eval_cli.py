@@ -18,10 +18,10 @@ from .baselines import METHODS
 from .cache import default_cache
 from .checks import checks, verdict
 from .datasets import Dataset, find_cases_to_evaluate
-from .evaluate import Evaluation, evaluate
+from .evaluate import evaluate
 from .memory import keep_memory
 from .others import read_others
-from .plan import MEAN_OF_BOXES, Plan, known_methods
+from .plan import MEAN_OF_BOXES, Evaluation, Plan, known_methods
 from .progress import Progress
 from .publish import publish
 from .relabelled import label_randomisation

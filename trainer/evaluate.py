@@ -5,7 +5,6 @@ where every figure in a report, in a manifest and in a model card comes from.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from .baselines import NEMT, Images, Method
 from .cache import Examples, load_examples
 from .checks import checks
 from .comparison import (
-    Columns,
     Evaluated,
     Regions,
     average,
@@ -34,45 +32,16 @@ from .comparison import (
 )
 from .datasets import Dataset, fingerprint
 from .decisions import Device
-from .dependence import input_invariance, randomisation
 from .explanation import soft_masks
-from .maps import SLOW, Attributed, attribute, seeded_subset
+from .maps import attribute
 from .metrics import Probability
 from .origin import code_state, device_name
-from .plan import MEAN_OF_BOXES, Plan, methods_of
+from .plan import Evaluation, Plan, methods_of
 from .progress import Progress
 from .result_store import ResultStore
-from .robustness import answers, scrambled, stability
-from .subgroups import auc_by_subgroup, by_subgroup, properties, sizes
+from .thorough import further_tests, remember, subgroups
 from .timing import TARGET_MODEL, time_methods
 from .truth import ground_truth
-
-QUICK = 0.5
-"""Seconds an image up to which a method takes part in the tests that ask it for hundreds of maps,
-where there is no GPU."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
-    """All that was measured.
-
-    summary: every figure, JSON-able. examples: the images of the split, with the answer to each:
-    probability (M,) or embedding (M, D). rows: those of them that the methods are compared on,
-    `compared`. attributed, columns: each method's maps and scores of them.
-    """
-
-    summary: dict[str, Any]
-    examples: Examples
-    answer: NDArray[np.float32]
-    rows: NDArray[np.intp]
-    compared: Evaluated
-    attributed: Mapping[str, Attributed]
-    columns: Mapping[str, Columns]
-
-    @property
-    def patients(self) -> list[str]:
-        """Of the images compared."""
-        return [self.examples.patients[i] for i in self.rows]
 
 
 def evaluate(
@@ -122,8 +91,8 @@ def evaluate(
     methods = methods_of(plan, bundle, dataset, cache, device, progress)
     found = _compare(found, network, methods, store, progress)
     if plan.thorough:
-        summary |= _subgroups(found)
-        summary |= _tests(found, bundle, network, methods, plan, progress)
+        summary |= subgroups(found)
+        summary |= further_tests(found, bundle, network, methods, store, plan, progress)
     summary["checks"] = checks(summary)
     return found
 
@@ -217,7 +186,14 @@ def _compare(
     for key, method in methods.items():
         columns[key] = scores(compared, attributed[key], gated=key == NEMT)
         progress.step(method.name)
-    timings = time_methods(network, working, compared.images, whose, progress)
+    timings = remember(
+        store,
+        "time",
+        working,
+        compared.images,
+        summary["evaluated"]["device"],
+        lambda: time_methods(network, working, compared.images, whose, progress),
+    )
     summary["classifier"] = timings[TARGET_MODEL]
     summary["methods"] = table(columns, whose)
     for key, method in methods.items():
@@ -237,73 +213,6 @@ def _compare(
     if compared.truth is not None:
         summary["truth_share"] = figure(average(compared.truth.mean(axis=(1, 2))), whose)
     return Evaluation(**{**vars(so_far), "attributed": attributed, "columns": columns})
-
-
-def _subgroups(found: Evaluation) -> dict[str, Any]:
-    examples = found.examples
-    everyone = properties(examples.cases)
-    groups = {name: values[found.rows] for name, values in everyone.items()}
-    if found.compared.truth is not None:
-        groups["ground truth"] = sizes(found.compared.truth)
-    result = {"subgroups": by_subgroup(groups, found.columns, found.patients)}
-    if found.answer.ndim == 1 and "auc" in found.summary:
-        result["auc_by_subgroup"] = auc_by_subgroup(
-            everyone, found.answer, examples.labels, examples.patients
-        )
-    return result
-
-
-def _tests(
-    found: Evaluation,
-    bundle: Bundle,
-    network: ExplainedNetwork,
-    methods: Mapping[str, Method],
-    plan: Plan,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Dependence on the model, stability and silence, of the seeded subset's images."""
-    chosen = seeded_subset(len(found.rows))
-    images = found.compared.images[chosen]
-    truth = None if found.compared.truth is None else found.compared.truth[chosen]
-    whose = [found.patients[i] for i in chosen]
-    gpu = found.compared.device == "cuda"
-    taken = {
-        key: found.summary["methods"][key]["seconds"]["mean"]
-        for key in methods
-        if found.attributed[key].found
-    }
-    able = {key: methods[key] for key in taken if gpu or taken[key] <= SLOW}
-    quick = {key: m for key, m in able.items() if gpu or taken[key] <= QUICK}
-    still = {key: m for key, m in quick.items() if key not in ("random", MEAN_OF_BOXES)}
-    threshold = bundle.manifest.mask_threshold
-    return {
-        "randomisation": randomisation(network, quick, images, whose, progress),
-        "input_invariance": input_invariance(network, able, images, whose, progress),
-        "stability": stability(network, still, images, truth, threshold, whose, progress),
-        "silence": _silence(found, bundle, network, scrambled(images), whose, plan),
-    }
-
-
-def _silence(
-    found: Evaluation,
-    bundle: Bundle,
-    network: ExplainedNetwork,
-    scrambled_images: Images,
-    whose: list[str],
-    plan: Plan,
-) -> dict[str, Any]:
-    """What the bundle says of images with and without the target, and of what is no such image."""
-    examples, result = found.examples, {}
-    for name, label in (("with the target", 1), ("without the target", 0)):
-        rows = np.flatnonzero(examples.labels == label)
-        if len(rows):
-            patients = [examples.patients[i] for i in rows]
-            result[name] = answers(network, bundle.manifest, examples.take(rows), patients)
-    result["tiles in random order"] = answers(network, bundle.manifest, scrambled_images, whose)
-    for name, images in plan.others:
-        each = [str(i) for i in range(len(images))]
-        result[name] = answers(network, bundle.manifest, images, each)
-    return result
 
 
 def for_manifest(summary: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,21 @@
-"""What an evaluation measures, and with which methods."""
+"""What an evaluation is asked for, with which methods, and what it found."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nemt_dicom.bundle import Bundle
 
 from .baselines import METHODS, NEMT, Images, Method, for_representations, mean_of_boxes
-from .cache import load_examples
-from .comparison import Regions
+from .cache import Examples, load_examples
+from .comparison import Columns, Evaluated, Regions
 from .datasets import Case, Dataset
 from .decisions import Device
+from .maps import Attributed
 from .progress import Progress
 from .truth import SOURCES, ground_truth
 
@@ -41,6 +47,29 @@ class Plan:
     split: str = "test"
     thorough: bool = False
     others: tuple[tuple[str, Images], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """All that was measured.
+
+    summary: every figure, JSON-able. examples: the images of the split, with the answer to each:
+    probability (M,) or embedding (M, D). rows: those of them that the methods are compared on,
+    `compared`. attributed, columns: each method's maps and scores of them.
+    """
+
+    summary: dict[str, Any]
+    examples: Examples
+    answer: NDArray[np.float32]
+    rows: NDArray[np.intp]
+    compared: Evaluated
+    attributed: Mapping[str, Attributed]
+    columns: Mapping[str, Columns]
+
+    @property
+    def patients(self) -> list[str]:
+        """Of the images compared."""
+        return [self.examples.patients[i] for i in self.rows]
 
 
 def known_methods(bundle: Bundle, device: Device) -> dict[str, Method]:

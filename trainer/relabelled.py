@@ -23,10 +23,10 @@ from .comparison import Evaluated, average, figure, scores, table
 from .config import Places, TrainingConfig
 from .dependence import similarity
 from .distributed import Team
-from .evaluate import Evaluation
 from .explanation import ExplanationStage, soft_masks
 from .maps import Attributed
 from .metrics import area_under_curve
+from .plan import Evaluation
 from .progress import Progress
 from .run import frozen_stages, make_repeatable, prepare
 from .train import Run, fit

@@ -17,8 +17,8 @@ from . import result_tables as tables
 from .baselines import NEMT
 from .checks import verdict
 from .comparison import mean
-from .evaluate import Evaluation
 from .maps import SLOW, SUBSET, seeded_subset
+from .plan import Evaluation
 from .result_charts import draw_bars, draw_curves, draw_masks, draw_panels, draw_randomisation
 
 PANELS = 6

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,16 @@ from . import baselines, explanation, metrics, perturbation, relax, removal
 Arrays = dict[str, NDArray[Any]]
 
 
-def _sources(*modules: Any) -> str:
+def sources(*modules: Any) -> str:
+    """SHA-256 of the modules' text."""
     digest = hashlib.sha256()
     for module in modules:
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()
 
 
-MAPS_CODE = _sources(network, decoders, baselines, explanation, perturbation, relax)
-SCORES_CODE = _sources(network, metrics, removal)
+MAPS_CODE = sources(network, decoders, baselines, explanation, perturbation, relax)
+SCORES_CODE = sources(network, metrics, removal)
 
 
 class ResultStore:
@@ -59,6 +61,16 @@ class ResultStore:
         with draft.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
         draft.replace(path)
+
+    def remember(self, compute: Callable[[], dict[str, Any]], *of: str) -> dict[str, Any]:
+        """A JSON-able result of `of`, computed where it is not there."""
+        known = self.load(*of)
+        if known is not None:
+            found: dict[str, Any] = json.loads(str(known["json"]))
+            return found
+        result = compute()
+        self.save({"json": np.array(json.dumps(result))}, *of)
+        return result
 
     def _path(self, of: tuple[str, ...]) -> Path:
         name = hashlib.sha256(json.dumps([self._network, *of]).encode()).hexdigest()
