@@ -23,6 +23,7 @@ from trainer import baselines, dependence, maps, perturbation
 from trainer.baselines import METHODS, Method
 from trainer.cli import main as train
 from trainer.eval_cli import main
+from trainer.progress import Silent
 
 FILES = {
     "report.html", "report.md", "metrics.csv", "summary.json", "bars.png", "panels.png",
@@ -192,6 +193,20 @@ def test_a_slow_method_sees_the_subset_and_the_table_says_so(
     monkeypatch.setattr(maps, "SLOW", 5.0)
     assert call(bundle, sets / "rsna", out, "--quick", "--methods", "gradcam", "--resume") == 0
     assert summary(out)["methods"]["gradcam"]["relevance_mass"]["n"] == 16
+
+
+def test_u_relax_is_as_slow_as_relax(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the subset RELAX has done its work already."""
+    monkeypatch.setattr(maps, "SLOW", 0.05)
+    monkeypatch.setattr(maps, "SUBSET", 3)
+    monkeypatch.setitem(baselines.RELAX_MASKS, "cpu", 200)
+    network = Bundle.load(bundle).network("cpu")
+    methods = baselines.for_representations("cpu")
+    images = np.random.default_rng(0).random((6, 1, 64, 64), np.float32)
+    found = maps.attribute(network, methods, images, None, Silent())
+    assert {key: len(a.found) for key, a in found.items()} == {
+        "nemt": 6, "relax": 3, "u_relax": 3, "centred_blob": 6, "random": 6,
+    }  # fmt: skip
 
 
 def test_a_failing_method_is_counted_not_hidden(
