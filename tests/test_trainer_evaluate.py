@@ -21,6 +21,7 @@ from nemt_dicom.config import Settings
 from nemt_dicom.worker import PipelineEngine
 from trainer import baselines, dependence, maps, perturbation
 from trainer.baselines import METHODS, Method
+from trainer.checks import QUESTIONS, verdict
 from trainer.cli import main as train
 from trainer.eval_cli import main
 from trainer.progress import Silent
@@ -416,3 +417,11 @@ def test_weights_are_part_of_what_is_kept(sets: Path, bundle: Path) -> None:
     stores = [ResultStore(default_cache(), Bundle.load(b), "cpu") for b in (bundle, other)]
     stores[0].save({"score": np.array(1)}, "weights")
     assert stores[1].load("weights") is None
+
+
+def test_the_summary_line() -> None:
+    good = {"question": "does it?", "passed": True, "figure": "1"}
+    bad = {"question": "is it?", "passed": False, "figure": "0.1"}
+    assert verdict([good] * QUESTIONS) == "PASS: 6 of 6 checks pass"
+    assert verdict([good]) == "PASS: 1 of 1 checks pass, 5 could not be asked"
+    assert verdict([good, bad] * 3) == "FAIL: 3 of 6 checks pass" + ". Is it? No: 0.1" * 3

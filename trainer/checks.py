@@ -6,6 +6,8 @@ from .baselines import NEMT
 from .dependence import SURVIVES
 
 Check = dict[str, Any]
+QUESTIONS = 6
+"""How many there are; the others were not measured, or the data cannot answer them."""
 STABLE = 0.5
 """Overlap (IoU) of a segment with itself after a change that ought to change nothing."""
 
@@ -71,10 +73,10 @@ def checks(summary: dict[str, Any]) -> list[Check]:
 def verdict(found: list[Check]) -> str:
     """The summary line of a report."""
     failed = [check for check in found if not check["passed"]]
-    if not failed:
-        return f"PASS: {len(found)} of {len(found)} checks"
-    asked = "; ".join(f"{check['question']} No: {check['figure']}" for check in failed)
-    return f"FAIL: {len(found) - len(failed)} of {len(found)} checks pass. {asked}"
+    line = f"{'FAIL' if failed else 'PASS'}: {len(found) - len(failed)} of {len(found)} checks pass"
+    if len(found) < QUESTIONS:
+        line += f", {QUESTIONS - len(found)} could not be asked"
+    return ". ".join([line, *(f"{c['question'].capitalize()} No: {c['figure']}" for c in failed)])
 
 
 def _show(figure: dict[str, float] | None) -> str:
