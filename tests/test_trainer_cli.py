@@ -56,7 +56,7 @@ def test_the_manifest_holds_recipe_data_and_figures(trained: Path) -> None:
         assert figure["lo"] <= figure["mean"] <= figure["hi"]
     assert set(metrics["methods"]) == {
         "nemt", "gradcam++", "integrated_gradients", "gradient_shap", "mean_of_boxes",
-        "centred_blob", "random",
+        "centred_blob", "random", "shuffled_module",
     }  # fmt: skip
     assert metrics["methods"]["gradient_shap"]["library"].startswith("captum ")
     for row in metrics["methods"].values():

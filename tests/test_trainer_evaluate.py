@@ -21,8 +21,9 @@ from nemt_dicom.config import Settings
 from nemt_dicom.worker import PipelineEngine
 from trainer import baselines, dependence, maps, perturbation
 from trainer.baselines import METHODS, Method
-from trainer.checks import QUESTIONS, verdict
+from trainer.checks import QUESTIONS, checks, verdict
 from trainer.cli import main as train
+from trainer.comparison import Evaluated, scores, table
 from trainer.eval_cli import main
 from trainer.progress import Silent
 
@@ -83,7 +84,7 @@ def whole(sets: Path, bundle: Path) -> Path:
 def test_all_methods_with_all_figures(whole: Path) -> None:
     found = summary(whole)
     assert {path.name for path in whole.iterdir()} == FILES
-    assert set(found["methods"]) == {*METHODS, "mean_of_boxes"}
+    assert set(found["methods"]) == {*METHODS, "shuffled_module", "mean_of_boxes"}
     for row in found["methods"].values():
         for name in ("relevance_mass", "relevance_rank", "complexity", "sparseness", "seconds",
                      "seconds_in_batch", "deletion_black", "insertion_blur", "road", "iou",
@@ -100,7 +101,7 @@ def test_all_methods_with_all_figures(whole: Path) -> None:
     )
     assert found["label_randomisation"]["similarity"]["n"] == 16
     questions = [check["question"] for check in found["checks"]]
-    assert len(questions) == len(set(questions)) == 6
+    assert len(questions) == len(set(questions)) == QUESTIONS
     assert found["verdict"].startswith(("PASS", "FAIL"))
 
 
@@ -124,7 +125,7 @@ def test_input_invariance_tells_those_that_see_the_shift(whole: Path) -> None:
 def test_the_table_of_images(whole: Path) -> None:
     with (whole / "metrics.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 16 * (len(METHODS) + 1)
+    assert len(rows) == 16 * (len(METHODS) + 2)
     ours = [float(row["relevance_mass"]) for row in rows if row["method"] == "nemt"]
     mean = summary(whole)["methods"]["nemt"]["relevance_mass"]["mean"]
     assert np.mean(ours) == pytest.approx(mean, abs=1e-4)
@@ -422,6 +423,30 @@ def test_weights_are_part_of_what_is_kept(sets: Path, bundle: Path) -> None:
 def test_the_summary_line() -> None:
     good = {"question": "does it?", "passed": True, "figure": "1"}
     bad = {"question": "is it?", "passed": False, "figure": "0.1"}
-    assert verdict([good] * QUESTIONS) == "PASS: 6 of 6 checks pass"
-    assert verdict([good]) == "PASS: 1 of 1 checks pass, 5 could not be asked"
-    assert verdict([good, bad] * 3) == "FAIL: 3 of 6 checks pass" + ". Is it? No: 0.1" * 3
+    assert verdict([good] * QUESTIONS) == "PASS: 7 of 7 checks pass"
+    assert verdict([good]) == "PASS: 1 of 1 checks pass, 6 could not be asked"
+    line = verdict([good, bad] * 3)
+    assert line == "FAIL: 3 of 6 checks pass, 1 could not be asked" + ". Is it? No: 0.1" * 3
+
+
+def test_a_module_that_learnt_nothing_is_told_apart() -> None:
+    """The check's figure: paired by image, of two sets of masks that are as good or not."""
+    random = np.random.default_rng(0)
+    truth = np.zeros((12, 32, 32), np.bool_)
+    truth[:, 8:16, 8:16] = True
+    images = np.zeros((12, 1, 32, 32), np.float32)
+    of = Evaluated(images=images, truth=truth, probability=None)
+
+    def columns(share: float) -> dict[str, np.ndarray]:
+        masks = random.random((12, 32, 32), np.float32) + share * truth
+        found = maps.Attributed(found=dict(enumerate(masks.astype(np.float32))))
+        return scores(of, found, gated=True)
+
+    for share, passed in ((5.0, True), (0.0, False)):
+        both = {"nemt": columns(share), "shuffled_module": columns(0.0)}
+        rows = table(both, [str(i) for i in range(12)])
+        for row in rows.values():
+            row["failed"] = 0
+        found = checks({"methods": rows, "mask_area": {}})
+        answers = {check["question"]: check["passed"] for check in found}
+        assert answers["has the explanation module learnt where to look?"] is passed

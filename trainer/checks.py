@@ -3,10 +3,10 @@
 from typing import Any
 
 from .baselines import NEMT
-from .dependence import SURVIVES
+from .dependence import SHUFFLED, SURVIVES
 
 Check = dict[str, Any]
-QUESTIONS = 6
+QUESTIONS = 7
 """How many there are; the others were not measured, or the data cannot answer them."""
 STABLE = 0.5
 """Overlap (IoU) of a segment with itself after a change that ought to change nothing."""
@@ -36,6 +36,14 @@ def checks(summary: dict[str, Any]) -> list[Check]:
             "is it about this image, not about such images?",
             less["lo"] > 0,
             f"relevance mass, own less others {_show(less)}",
+        )
+    shuffled = summary["methods"].get(SHUFFLED, {}).get("nemt_less", {})
+    if "relevance_mass" in shuffled:
+        less = shuffled["relevance_mass"]
+        add(
+            "has the explanation module learnt where to look?",
+            less["lo"] > 0,
+            f"relevance mass less that with shuffled weights {_show(less)}",
         )
     if "faithfulness" in own:
         add(

@@ -15,6 +15,7 @@ from .cache import Examples, load_examples
 from .comparison import Columns, Evaluated, Regions
 from .datasets import Case, Dataset
 from .decisions import Device
+from .dependence import SHUFFLED, shuffled_module
 from .maps import Attributed
 from .progress import Progress
 from .truth import SOURCES, ground_truth
@@ -86,9 +87,12 @@ def methods_of(
     device: Device,
     progress: Progress,
 ) -> dict[str, Method]:
-    """The methods of the plan that the bundle's kind has, the explanation module always."""
+    """The methods of the plan that the bundle's kind has; the explanation module always, and what
+    it is with shuffled weights.
+    """
     known = known_methods(bundle, device)
     methods = {key: method for key, method in known.items() if key in (NEMT, *plan.methods)}
+    methods[SHUFFLED] = shuffled_module()
     if MEAN_OF_BOXES in plan.methods:
         regions = _training_regions(dataset, bundle, cache, plan.split, progress)
         if regions:

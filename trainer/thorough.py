@@ -10,7 +10,7 @@ from nemt_dicom.network import ExplainedNetwork
 
 from . import dependence, metrics, robustness, timing
 from .baselines import Images, Method
-from .dependence import input_invariance, randomisation
+from .dependence import SHUFFLED, input_invariance, randomisation
 from .maps import SLOW, seeded_subset
 from .plan import MEAN_OF_BOXES, Evaluation, Plan
 from .progress import Progress
@@ -61,6 +61,7 @@ def further_tests(
         if found.attributed[key].found
     }
     able = {key: methods[key] for key in taken if gpu or taken[key] <= SLOW}
+    able.pop(SHUFFLED, None)  # it is a test itself
     quick = {key: m for key, m in able.items() if gpu or taken[key] <= QUICK}
     still = {key: m for key, m in quick.items() if key not in ("random", MEAN_OF_BOXES)}
     threshold = bundle.manifest.mask_threshold
