@@ -362,6 +362,17 @@ def test_lesion_masks_are_read_whatever_the_class(ham: Path) -> None:
         assert gap > 0.1
 
 
+def test_a_lesion_that_touches_the_border_ends_there(ham: Path) -> None:
+    case = find(ham, target="mel").cases[0]
+    path = ham / "masks" / f"{case.path.stem}_segmentation.png"
+    Image.new("L", (80, 60), 255).save(path)
+    frame = geometry(case)
+    region = read_truth(case, frame)
+    assert region is not None
+    assert not frame.inside().all()
+    assert np.array_equal(region, frame.inside())
+
+
 def test_lesion_masks_that_lack_or_do_not_fit(ham: Path) -> None:
     first, second, third = find(ham, target="mel").cases[:3]
     (ham / "masks" / f"{first.path.stem}_segmentation.png").unlink()

@@ -54,7 +54,8 @@ def read_truth(case: Case, geometry: Geometry) -> NDArray[np.bool_] | None:
         source = _lesion_mask(case, geometry)
     else:
         return None
-    return None if source is None else geometry.to_model(source) >= 0.5
+    # to_model repeats the border beyond it: what touches it would go on beside the image
+    return None if source is None else (geometry.to_model(source) >= 0.5) & geometry.inside()
 
 
 @lru_cache(maxsize=4)
