@@ -179,7 +179,8 @@ def mean_of_boxes(boxes: Sequence[NDArray[np.bool_]]) -> Method:
     return Method(
         name="mean of the training boxes",
         library="",
-        settings=f"of {len(boxes)} images, the same map for every image",
+        settings=f"of {len(boxes)} images, the same map for every image, SHA-256 "
+        f"{hashlib.sha256(mean.tobytes()).hexdigest()[:12]}",
         maps=lambda network, images: np.broadcast_to(mean, (len(images), *mean.shape)),
     )
 

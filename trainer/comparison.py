@@ -53,19 +53,12 @@ class Figure:
 
 
 def figure(
-    statistic: Callable[[NDArray[np.intp]], float],
-    patients: Sequence[str],
-    *,
-    images: int | None = None,
+    statistic: Callable[[NDArray[np.intp]], float], patients: Sequence[str]
 ) -> dict[str, float]:
-    """A statistic of rows with its interval, rounded as it is kept in the manifest.
-
-    images: of how many rows it is, where not of all.
-    """
+    """A statistic of rows with its interval, rounded as it is kept in the manifest."""
     low, high = bootstrap(statistic, patients)
     value = statistic(np.arange(len(patients)))
-    count = len(patients) if images is None else images
-    found = Figure(mean=value, lo=low, hi=high, n=count)
+    found = Figure(mean=value, lo=low, hi=high, n=len(patients))
     return {k: v if k == "n" else float(f"{v:.5g}") for k, v in asdict(found).items()}
 
 

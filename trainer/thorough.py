@@ -27,6 +27,7 @@ TESTS_CODE = sources(dependence, metrics, robustness, timing)
 
 
 def subgroups(found: Evaluation) -> dict[str, Any]:
+    """Figures of the images compared, and the AUC of all, by view, sex, age and size."""
     examples = found.examples
     everyone = properties(examples.cases)
     groups = {name: values[found.rows] for name, values in everyone.items()}
@@ -67,7 +68,8 @@ def further_tests(
     threshold = bundle.manifest.mask_threshold
 
     def kept(kind: str, methods: Mapping[str, Method], compute: Callable[[], Any]) -> Any:
-        return remember(store, kind, methods, images, str(threshold), compute)
+        where = "" if truth is None else digest(truth)
+        return remember(store, kind, methods, images, f"{threshold} {where} {whose}", compute)
 
     return {
         "randomisation": kept(

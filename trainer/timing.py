@@ -49,9 +49,8 @@ def time_methods(
     runs |= {key: _run(method, network) for key, method in methods.items()}
     progress.stage("time", len(runs) * (2 + ROUNDS))
     taken: dict[str, list[float]] = {key: [] for key in runs}
-    first: dict[str, float] = {}
     for key, run in runs.items():
-        first[key] = _seconds(run, images[:1], device)  # and it is warm
+        run(images[:1])  # and it is warm
         progress.step(key)
     for i in range(ROUNDS):
         for key, run in runs.items():
