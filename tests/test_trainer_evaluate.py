@@ -301,6 +301,11 @@ def test_figures_go_into_bundle_and_card_and_the_service_wants_them(
     card = (copy / "MODEL_CARD.md").read_text("utf-8")
     for text in ("By `nemt-eval`", "GradCAM++", "Dependence on the model", "Silence", "ROAD ↑"):
         assert text in card
+    counts = written.manifest.data["splits"]["RSNA test"]
+    row = (counts["images"], counts["positives"], counts["patients"])
+    assert row[1] < row[2]
+    assert "| split | images | positives | patients |" in card
+    assert "| RSNA test | {} | {} | {} |".format(*row) in card
     capsys.readouterr()
     assert service.main(["bundle", "show", str(copy)]) == 0
     shown = capsys.readouterr().out

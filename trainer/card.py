@@ -47,6 +47,7 @@ BIASES = {
     "label (portable AP images are of sicker patients).",
     "HAM10000": "- Dermatoscopic images of mostly light skin from two clinics.",
 }
+SPLIT_COUNTS = ("images", "positives", "patients")
 GENERAL_BIAS = (
     "- Prevalence in these sets is not that of any clinic; the figures are no external validation."
 )
@@ -71,8 +72,8 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
         _model(description, architecture),
         "## Data\n\n"
         + table(
-            ["split", "images", "positives", "patients"],
-            [[name, *(str(v) for v in row.values())] for name, row in data["splits"].items()],
+            ["split", *SPLIT_COUNTS],
+            [[name, *(str(row[c]) for c in SPLIT_COUNTS)] for name, row in data["splits"].items()],
         )
         + "\n\nSplits are by patient over all sources together; validation is a stable "
         f"{training['recipe']['validation_share']:.0%} of the training patients. The test split "
