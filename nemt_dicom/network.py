@@ -6,7 +6,7 @@ colour photographs; masks are (B, 1, S, S) float32 in [0, 1] with **1 = evidence
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -77,6 +77,19 @@ class Architecture:
     def to_manifest(self) -> dict[str, Any]:
         """The JSON form kept in a bundle."""
         return asdict(self)
+
+
+class Answer(NamedTuple):
+    """What one pass gives.
+
+    logits: (B, outputs), or the embedding (B, D). mask: (B, 1, S, S), 1 = evidence, as it is
+    trained. weighed: the mask that is served, (B, 1, S, S): times the local probability where the
+    architecture follows, else the mask itself.
+    """
+
+    logits: Tensor
+    mask: Tensor
+    weighed: Tensor
 
 
 @torch.inference_mode()
@@ -202,37 +215,33 @@ class ExplainedNetwork(nn.Module):
         exclusive = self.architecture.activation == "softmax"
         return logits.softmax(dim=1) if exclusive else torch.sigmoid(logits)
 
-    def forward(self, images: Tensor, kernels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What is trained, in one encoder pass: logits (B, outputs) and mask (B, 1, S, S).
+    def forward(self, images: Tensor, kernels: Tensor | None = None) -> Answer:
+        """Prediction and mask in one encoder pass.
 
-        images: (B, C, S, S). kernels: random smoothing kernels (B, side, side); None is their
-        expectation.
+        images: (B, C, S, S). kernels: random smoothing kernels (B, side, side), as in training;
+        None is their expectation.
         """
-        logits, mask, _ = self._pass(images, kernels)
-        return logits, mask
-
-    def _pass(self, images: Tensor, kernels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, mask, and the last feature map (B, C, h, w)."""
         x = self.normalise(images)
         last, features = self.target_model.forward_intermediates(x)
         logits: Tensor = self.target_model.forward_head(last)
-        log_odds = self.log_odds(logits) if self.architecture.follows else None
-        mask = self.explanation_module.mask(x, features, log_odds)
-        return logits, self.smoothing(mask, kernels), last
+        follows = self.architecture.follows
+        log_odds = self.log_odds(logits) if follows else None
+        mask = self.smoothing(self.explanation_module.mask(x, features, log_odds), kernels)
+        if not follows:
+            return Answer(logits, mask, mask)
+        local = self.local_log_odds(last, logits)
+        finer = F.interpolate(local, size=mask.shape[-2:], mode="bilinear")
+        return Answer(logits, mask, mask * torch.sigmoid(finer))
 
     def explain(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What is explained and its mask (B, 1, S, S), as it is served and measured.
 
         The first is the probability of the explained output (B,), or the embedding (B, D).
         """
-        logits, mask, last = self._pass(images, None)
+        answer: Answer = self(images)
         if self.explains_representation:
-            return logits.float(), mask
-        if self.architecture.follows:
-            local = self.local_log_odds(last, logits)
-            finer = F.interpolate(local, size=mask.shape[-2:], mode="bilinear")
-            mask = mask * torch.sigmoid(finer)
-        return torch.sigmoid(self.log_odds(logits)), mask
+            return answer.logits.float(), answer.weighed
+        return torch.sigmoid(self.log_odds(answer.logits)), answer.weighed
 
 
 def filled(images: Tensor, fill: Fill) -> Tensor:

@@ -142,7 +142,7 @@ BACKBONES = ["test_efficientnet", "test_resnet", "test_convnext", "resnet10t", "
 def test_one_pass_gives_the_classifiers_own_logits(backbone: str) -> None:
     network = random_network(backbone)
     batch = images()
-    logits, mask = network(batch)
+    logits, mask, _ = network(batch)
     assert torch.allclose(logits, network.target_model(network.normalise(batch)), atol=1e-5)
     assert torch.allclose(logits, network.logits(batch), atol=1e-5)
     assert logits.shape == (2, 2)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.augment import augment, occlude, smoothing_kernels
+from trainer.augment import add_noise, augment, occlude, smoothing_kernels
 from trainer.draws import Draws, shuffled
 
 KEY = (1, "classifier", 3)
@@ -103,6 +103,22 @@ def test_an_example_is_occluded_alike_in_any_batch() -> None:
     assert 15 < int(same.sum()) < 45  # half of them, give or take
     changed = ((together - images(rows)).abs() > 0.02).float().mean(dim=(1, 2, 3))[~same]
     assert changed.max() < 0.55
+
+
+def test_noise_has_every_size_up_to_the_largest_and_is_an_examples_own() -> None:
+    rows = list(range(80))
+    grey = torch.full((80, 1, 48, 48), 0.5)
+    together = add_noise(grey, draws(rows), 0.04)
+    assert torch.equal(add_noise(grey[:1], draws([17]), 0.04)[0], together[17])
+    deviations = (together - grey).flatten(1).std(dim=1)
+    assert deviations.max() < 0.042
+    assert torch.histc(deviations, bins=4, min=0, max=0.04).min() > 8  # 20 each, give or take
+    loudest = ((together - grey)[deviations.argmax()] / deviations.max()).flatten()
+    assert abs(float(loudest.mean())) < 0.07
+    assert 0.66 < float((loudest.abs() < 1).float().mean()) < 0.71  # as a normal distribution
+    assert add_noise(grey, draws(rows), 0.0) is grey
+    dark = add_noise(torch.zeros(80, 1, 48, 48), draws(rows), 0.04)
+    assert dark.min() == 0
 
 
 def test_colours_are_moved_together() -> None:

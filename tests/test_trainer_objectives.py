@@ -12,22 +12,27 @@ from conftest import random_network
 from torch import Tensor
 
 from nemt_dicom.decoders import Norm
-from nemt_dicom.network import ExplainedNetwork
+from nemt_dicom.network import Answer, ExplainedNetwork
 from trainer.augment import smoothing_kernels
 from trainer.draws import Draws
 from trainer.objectives import (
     EXPECTED,
+    LARGEST_SQUARE,
     LOGIT_SCALE,
+    REGIONS,
+    SMALLEST_SQUARE,
     Deletion,
     Literal,
     Objective,
     Randomness,
     Representation,
     Terms,
+    correlation,
     cosine_distance,
     expected,
     fill_of,
     respond,
+    squares,
 )
 
 SIDE = 32
@@ -65,9 +70,10 @@ class Patch(torch.nn.Module):
     def log_odds(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
         return logits[:, 0]
 
-    def forward(self, images: Tensor, kernels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, kernels: Tensor | None = None) -> Answer:
         assert self.mask is not None
-        return self.logits(images), torch.sigmoid(self.mask)
+        mask = torch.sigmoid(self.mask)
+        return Answer(self.logits(images), mask, mask)
 
 
 class PatchEmbedding(Patch):
@@ -223,6 +229,79 @@ def test_a_mixed_fill_is_a_third_of_each_and_all_three_in_validation() -> None:
     assert expected("blur", images) == [EXPECTED]
 
 
+# --- agreement with what single squares matter ---
+
+AGREEING = replace(OBJECTIVE, response="evidence", exponent=1.0, agreement=0.5)
+CHOICE = Draws((4,), np.arange(1)).uniform("squares", 1 + 2 * REGIONS)
+
+
+def test_squares_lie_inside_and_are_of_one_size_in_an_image() -> None:
+    rows = np.arange(200)
+    images = torch.zeros(200, 1, 96, 96)
+    found = squares(images, Draws((2,), rows).uniform("squares", 1 + 2 * REGIONS))
+    assert found.shape == (200, REGIONS, 96, 96)
+    sides = found.any(dim=3).sum(dim=2)
+    assert torch.equal(sides, found.any(dim=2).sum(dim=2))
+    assert torch.equal(found.sum(dim=(2, 3)), sides**2)
+    assert torch.equal(sides, sides[:, :1].expand(-1, REGIONS))
+    assert int(sides.min()) == round(SMALLEST_SQUARE * 96)
+    assert int(sides.max()) == round(LARGEST_SQUARE * 96)
+    reached = found.flatten(0, 1).any(dim=0)
+    assert reached.any(dim=0).all()  # up to the borders
+    assert reached.any(dim=1).all()
+    grid = squares(images[:2], None)
+    assert torch.equal(grid[0], grid[1])
+    assert int(grid[0].sum(dim=0).max()) == 1  # apart from each other
+    assert torch.equal(grid[0].any(dim=0), grid[0].any(dim=0).flip(0, 1))
+
+
+def test_correlation_is_pearsons_and_nothing_where_one_is_constant() -> None:
+    one, other = torch.rand(2, 5, 9, generator=torch.Generator().manual_seed(1))
+    by_numpy = [np.corrcoef(a, b)[0, 1] for a, b in zip(one.numpy(), other.numpy(), strict=True)]
+    assert correlation(one, other).tolist() == pytest.approx(by_numpy, abs=1e-5)
+    assert correlation(one, torch.ones_like(one)).tolist() == [0] * 5
+
+
+def agrees(mask: Tensor, images: Tensor) -> Tensor:
+    network: Any = Patch()
+    return AGREEING.agrees(network, images, network.logits(images), mask, CHOICE)
+
+
+def test_a_mask_agrees_where_squares_matter_as_much_as_it_gives_them() -> None:
+    patch = torch.zeros(1, 1, SIDE, SIDE)
+    patch[0, 0, *PATCH] = 1
+    right, elsewhere = float(agrees(patch, bright())), float(agrees(patch.flip(-2), bright()))
+    assert right > 0.95
+    assert elsewhere < 0.2
+    assert float(agrees(0.3 * patch, bright())) == pytest.approx(right)
+    assert float(agrees(1 - patch, bright())) == pytest.approx(-right, abs=1e-4)
+    assert float(agrees(torch.ones_like(patch), bright())) == 0
+
+
+def test_nothing_is_asked_of_a_mask_where_there_is_nothing_to_explain() -> None:
+    images = torch.cat([bright(0.1), bright(0.9)])
+    mask = torch.rand(2, 1, SIDE, SIDE, requires_grad=True)
+    network: Any = Patch()
+    found = AGREEING.agrees(network, images, network.logits(images), mask, CHOICE.expand(2, -1))
+    assert float(found[0].detach()) == 1
+    (1 - found).sum().backward()
+    assert mask.grad is not None
+    assert not mask.grad[0].any()
+    assert mask.grad[1].any()
+
+
+def test_the_weight_and_the_price_charge_what_does_not_agree() -> None:
+    network = untrained(0.0)
+    network.mask[0, 0, *PATCH] = 1.0
+    random = Randomness(squares=CHOICE)
+    against = 1 - float(agrees(torch.sigmoid(network.mask), bright()))
+    other = replace(AGREEING, agreement=0.0)
+    for price in (1.0, 0.25):
+        more = AGREEING(network, bright(), random, price).loss
+        less = other(network, bright(), random, price).loss
+        assert float(more - less) == pytest.approx(0.5 * price * against, abs=1e-6)
+
+
 # --- NEM-U ---
 
 NEM_U = Representation(area_weight=0.125, binary_weight=0.25, fill="black")
@@ -334,10 +413,11 @@ def test_a_fixed_target_is_explained_whatever_is_predicted() -> None:
     "objective",
     [
         *(replace(OBJECTIVE, fill=fill) for fill in ("black", "mean", "blur", "mixed")),
+        AGREEING,
         Literal(area_weight=0.5, fill="black", response="probability"),
         NEM_U,
     ],
-    ids=["black", "mean", "blur", "mixed", "literal", "nem-u"],
+    ids=["black", "mean", "blur", "mixed", "agreeing", "literal", "nem-u"],
 )
 def test_gradients_reach_the_explanation_module_only(
     objective: Objective, decoder_norm: Norm
@@ -355,6 +435,7 @@ def test_gradients_reach_the_explanation_module_only(
     random = Randomness(
         kernels=smoothing_kernels(draws, 21, torch.device("cpu")),
         fills=draws.uniform("fill", 1)[:, 0],
+        squares=draws.uniform("squares", 1 + 2 * REGIONS),
     )
     terms = objective(network, torch.rand(3, 1, 96, 96), random, 1.0)
     assert terms.loss.shape == terms.fall.shape == terms.area.shape == (3,)

@@ -48,6 +48,7 @@ PAPERS = (
     "exponent",
     "fall_only",
     "fill",
+    "agreement",
     "scaled",
     "follows",
 )

@@ -42,6 +42,19 @@ def augment(images: Tensor, draws: Draws, *, mirror: bool) -> Tensor:
     return (contrast * (bent - 0.5) + 0.5 + brightness).clamp(0, 1)
 
 
+def add_noise(images: Tensor, draws: Draws, largest: float) -> Tensor:
+    """Each image (B, C, S, S) with normal noise, its standard deviation anywhere up to `largest`.
+
+    A classifier that never meets noise answers to it, and so do the masks that explain it.
+    """
+    if not largest:
+        return images
+    u = draws.uniform("noise", 1 + images[0].numel()).to(images.device)
+    normal = torch.erfinv((2 * u[:, 1:] - 1).clamp(-0.9999, 0.9999)) * math.sqrt(2)
+    deviation = (largest * u[:, 0]).view(-1, 1, 1, 1)
+    return (images + deviation * normal.view_as(images)).clamp(0, 1)
+
+
 def occlude(images: Tensor, draws: Draws) -> Tensor:
     """Every second image (B, C, S, S) with random blobs, 5 to 35 % of it, black or blurred.
 

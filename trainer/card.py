@@ -142,7 +142,7 @@ def _objective(recipe: dict[str, Any]) -> str:
         f"Objective: NEMt, {form}, response `{recipe['response']}` to the power of "
         f"{recipe['exponent']:g}, λ₁ = {recipe['area_weight']}, removed pixels filled with "
         f"`{recipe['fill']}`{', only a fall of the response counts' if recipe['fall_only'] else ''}"
-        f"{_preservation(recipe['preservation'])}."
+        f"{_further_terms(recipe)}."
         + (
             " The mask is told the log odds of the output, and what is served is weighed by the "
             "local probability (class activation map)."
@@ -152,8 +152,10 @@ def _objective(recipe: dict[str, Any]) -> str:
     )
 
 
-def _preservation(weight: float) -> str:
-    return f", preservation term of weight {weight}" if weight else ""
+def _further_terms(recipe: dict[str, Any]) -> str:
+    names = {"preservation": "preservation", "agreement": "agreement with single squares"}
+    found = [(text, recipe.get(name, 0)) for name, text in names.items()]
+    return "".join(f", {text} with weight {weight:g}" for text, weight in found if weight)
 
 
 def _figures(metrics: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork
 
-from .augment import augment, occlude
+from .augment import add_noise, augment, occlude
 from .cache import Examples
 from .checkpoint import Weights
 from .config import TrainingConfig
@@ -148,6 +148,7 @@ class _ClassifierLoss(nn.Module):
         x = batch.images
         if config.augment:
             x = augment(x, batch.draws, mirror=config.mirror)
+            x = add_noise(x, batch.draws, config.noise)
         if config.occlusion:
             x = occlude(x, batch.draws)
         logits = network.logits(x).float()

@@ -160,6 +160,7 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
     _option(target, "--mined-weight", "mined_weight", "of NIH's positives beside RSNA's labels")
     _switch(target, "--no-augment", "augment", False, "images are not turned, moved or scaled")
     _switch(target, "--no-mirror", "mirror", False, "left and right are not exchanged")
+    _option(target, "--noise", "noise", "largest standard deviation of the noise that is added")
     _switch(target, "--no-occlusion", "occlusion", False, "no random occlusions")
 
 
@@ -211,6 +212,9 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
     )
     _option(mask, "--exponent", "exponent", "of the fall; the paper: 2")
     _option(mask, "--preservation", "preservation", "weight of: the evidence alone keeps p")
+    _option(
+        mask, "--agreement", "agreement", "weight of: the mask follows what single squares matter"
+    )
     _option(mask, "--binary-weight", "binary_weight", "λ₂ of nem-u: masks near 0 or 1")
     _switch(
         mask, "--any-change", "fall_only", False, "reward a rise of p like a fall, as the paper"

@@ -35,6 +35,7 @@ class TrainingConfig:
     where the data know it; auxiliary_weight: of their loss. mined_weight: of positives whose label
     was mined from reports (NIH), beside labels by radiologists (RSNA), for the target's loss.
     mirror: left and right may be exchanged by augmentation. augment: whether there is any.
+    noise: the largest standard deviation of the noise that augmentation adds.
     occlusion: half of the images lose random blobs, so that p falls where evidence is removed and
     not where anything is.
 
@@ -45,10 +46,10 @@ class TrainingConfig:
     the training. area_weight: λ₁. area_warmup: share of
     all steps over which λ₁ rises from 0; at its full price from the start an untrained mask
     vanishes before it has found what lowers p, and does not come back. binary_weight: λ₂ of NEM-U.
-    response, exponent, fall_only, preservation, fill: see objectives.py. scaled: the response is
-    divided by its mean on training positives. follows: the mask is told the log odds of the
-    output, so that there is little of it where there is little to explain, and what is served is
-    weighed by the local probability.
+    response, exponent, fall_only, preservation, agreement, fill: see objectives.py. scaled: the
+    response is divided by its mean on training positives. follows: the mask is told the log odds of
+    the output, so that there is little of it where there is little to explain, and what is served
+    is weighed by the local probability.
     sensitivity: the validation sensitivity that the decision threshold shall reach; None chooses it
     by Youden's J.
     """
@@ -67,7 +68,7 @@ class TrainingConfig:
     bfloat16: bool = True
     validation_share: float = 0.15
 
-    classifier_epochs: int = 10
+    classifier_epochs: int = 14
     frozen_stages: int = 3
     classifier_optimiser: Literal["adamw", "prodigy"] = "adamw"
     classifier_lr: float = 1e-3
@@ -80,6 +81,7 @@ class TrainingConfig:
     mined_weight: float = 0.3
     augment: bool = True
     mirror: bool = True
+    noise: float = 0.04
     occlusion: bool = True
 
     objective: ObjectiveName = "nemt"
@@ -97,6 +99,7 @@ class TrainingConfig:
     exponent: float = 1.0
     fall_only: bool = True
     preservation: float = 0.0
+    agreement: float = 1.33
     fill: TrainingFill = "mixed"
     follows: bool = True
     scaled: bool = True
@@ -121,10 +124,17 @@ class TrainingConfig:
             (self.frozen_stages < 0, "the number of frozen stages is not negative"),
             (not self.area_weight > 0, "the area weight is positive"),
             (
-                min(self.preservation, self.binary_weight, self.auxiliary_weight, self.mined_weight)
+                min(
+                    self.preservation,
+                    self.agreement,
+                    self.binary_weight,
+                    self.auxiliary_weight,
+                    self.mined_weight,
+                    self.noise,
+                )
                 < 0,
-                "the weights of preservation, binary masks, auxiliary and mined labels are not "
-                "negative",
+                "the weights of preservation, agreement, binary masks, auxiliary and mined labels, "
+                "and the noise, are not negative",
             ),
             (not 0 <= self.area_warmup <= 1, "the area warm-up is a share of all steps, 0 to 1"),
             (not 0 <= self.average < 1, "the running average keeps a share of at least 0, below 1"),
@@ -172,6 +182,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "average": 0.0,
         "patience": 10,
         "label_smoothing": 0.0,
+        "noise": 0.0,
         "occlusion": False,
         "mask_epochs": 5,
         "decoder": "unet",
@@ -181,6 +192,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "exponent": 2.0,
         "fall_only": False,
         "fill": "black",
+        "agreement": 0.0,
         "scaled": False,
         "follows": False,
         "auxiliary": (),

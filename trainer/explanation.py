@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork
 
-from .augment import augment, smoothing_kernels
+from .augment import add_noise, augment, smoothing_kernels
 from .cache import Examples
 from .checkpoint import Weights
 from .config import TrainingConfig
 from .objectives import (
+    REGIONS,
     Deletion,
     Literal,
     Objective,
@@ -47,6 +48,7 @@ def objective_of(config: TrainingConfig, scale: float) -> Objective:
         exponent=config.exponent,
         fall_only=config.fall_only,
         preservation=config.preservation,
+        agreement=config.agreement,
         scale=scale,
     )
 
@@ -164,9 +166,11 @@ class _MaskLoss(nn.Module):
         x, config = batch.images, self._config
         if config.augment:
             x = augment(x, batch.draws, mirror=config.mirror)
+            x = add_noise(x, batch.draws, config.noise)
         random = Randomness(
             kernels=smoothing_kernels(batch.draws, config.neighbourhood, x.device),
             fills=batch.draws.uniform("fill", 1)[:, 0].to(x.device),
+            squares=batch.draws.uniform("squares", 1 + 2 * REGIONS).to(x.device),
         )
         price = min(1.0, batch.done / config.area_warmup) if config.area_warmup else 1.0
         terms = self._objective(self.network, x, random, price)

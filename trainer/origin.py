@@ -3,20 +3,19 @@
 import hashlib
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nemt_dicom import __version__
 from nemt_dicom.network import ExplainedNetwork
 
 from .config import Places, TrainingConfig
 from .datasets import Dataset, describe, fingerprint
 from .target_model import file_digest
 from .thresholds import Thresholds
-
-BUNDLE_VERSION = "0.2.0"
 
 
 def describe_bundle(
@@ -31,7 +30,7 @@ def describe_bundle(
     kinds = {case.kind for case in dataset.cases if case.split == "train"}
     return {
         "name": architecture.target,
-        "version": BUNDLE_VERSION,
+        "version": __version__,
         "target": architecture.target,
         "source_kinds": sorted(kinds),
         "decision_threshold": thresholds.decision_threshold,
@@ -78,12 +77,8 @@ def code_state() -> dict[str, Any]:
     for path in sorted([*root.glob("trainer/*.py"), *root.glob("nemt_dicom/*.py")]):
         sources.update(path.name.encode() + b"\0" + path.read_bytes())
     changes = git("status", "--porcelain", "--", "trainer", "nemt_dicom/*.py")
-    try:
-        release = version("nemt-dicom")
-    except PackageNotFoundError:
-        release = "not installed"
     return {
-        "version": release,
+        "version": __version__,
         "commit": git("rev-parse", "--verify", "HEAD") or "unknown",
         "dirty": None if changes is None else bool(changes),
         "sources": sources.hexdigest(),
