@@ -148,9 +148,10 @@ class _ClassifierLoss(nn.Module):
         x = batch.images
         if config.augment:
             x = augment(x, batch.draws, mirror=config.mirror)
-            x = add_noise(x, batch.draws, config.noise)
         if config.occlusion:
             x = occlude(x, batch.draws)
+        if config.augment:
+            x = add_noise(x, batch.draws, config.noise)
         logits = network.logits(x).float()
         rows = batch.rows
         weights = self._weights[rows].to(x.device)  # (b, outputs)
