@@ -13,26 +13,30 @@ from torch import Tensor
 
 from nemt_dicom.decoders import Norm
 from nemt_dicom.network import Answer, ExplainedNetwork
+from trainer.agreement import (
+    LARGEST_SQUARE,
+    REGIONS,
+    SMALLEST_SQUARE,
+    SQUARE_NUMBERS,
+    agreement_with_squares,
+    correlation,
+    squares,
+)
 from trainer.augment import smoothing_kernels
 from trainer.draws import Draws
 from trainer.objectives import (
     EXPECTED,
-    LARGEST_SQUARE,
     LOGIT_SCALE,
-    REGIONS,
-    SMALLEST_SQUARE,
     Deletion,
     Literal,
     Objective,
     Randomness,
     Representation,
     Terms,
-    correlation,
     cosine_distance,
     expected,
     fill_of,
     respond,
-    squares,
 )
 
 SIDE = 32
@@ -232,13 +236,13 @@ def test_a_mixed_fill_is_a_third_of_each_and_all_three_in_validation() -> None:
 # --- agreement with what single squares matter ---
 
 AGREEING = replace(OBJECTIVE, response="evidence", exponent=1.0, agreement=0.5)
-CHOICE = Draws((4,), np.arange(1)).uniform("squares", 1 + 2 * REGIONS)
+CHOICE = Draws((4,), np.arange(1)).uniform("squares", SQUARE_NUMBERS)
 
 
 def test_squares_lie_inside_and_are_of_one_size_in_an_image() -> None:
     rows = np.arange(200)
     images = torch.zeros(200, 1, 96, 96)
-    found = squares(images, Draws((2,), rows).uniform("squares", 1 + 2 * REGIONS))
+    found = squares(images, Draws((2,), rows).uniform("squares", SQUARE_NUMBERS))
     assert found.shape == (200, REGIONS, 96, 96)
     sides = found.any(dim=3).sum(dim=2)
     assert torch.equal(sides, found.any(dim=2).sum(dim=2))
@@ -264,7 +268,14 @@ def test_correlation_is_pearsons_and_nothing_where_one_is_constant() -> None:
 
 def agrees(mask: Tensor, images: Tensor) -> Tensor:
     network: Any = Patch()
-    return AGREEING.agrees(network, images, network.logits(images), mask, CHOICE)
+    return agreement_with_squares(
+        network,
+        images,
+        network.logits(images),
+        mask,
+        CHOICE.expand(len(images), -1),
+        response=lambda log_odds: respond(log_odds, "evidence"),
+    )
 
 
 def test_a_mask_agrees_where_squares_matter_as_much_as_it_gives_them() -> None:
@@ -281,8 +292,7 @@ def test_a_mask_agrees_where_squares_matter_as_much_as_it_gives_them() -> None:
 def test_nothing_is_asked_of_a_mask_where_there_is_nothing_to_explain() -> None:
     images = torch.cat([bright(0.1), bright(0.9)])
     mask = torch.rand(2, 1, SIDE, SIDE, requires_grad=True)
-    network: Any = Patch()
-    found = AGREEING.agrees(network, images, network.logits(images), mask, CHOICE.expand(2, -1))
+    found = agrees(mask, images)
     assert float(found[0].detach()) == 1
     (1 - found).sum().backward()
     assert mask.grad is not None
@@ -435,7 +445,7 @@ def test_gradients_reach_the_explanation_module_only(
     random = Randomness(
         kernels=smoothing_kernels(draws, 21, torch.device("cpu")),
         fills=draws.uniform("fill", 1)[:, 0],
-        squares=draws.uniform("squares", 1 + 2 * REGIONS),
+        squares=draws.uniform("squares", SQUARE_NUMBERS),
     )
     terms = objective(network, torch.rand(3, 1, 96, 96), random, 1.0)
     assert terms.loss.shape == terms.fall.shape == terms.area.shape == (3,)

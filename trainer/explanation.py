@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork
 
+from .agreement import SQUARE_NUMBERS
 from .augment import add_noise, augment, smoothing_kernels
 from .cache import Examples
 from .checkpoint import Weights
 from .config import TrainingConfig
 from .objectives import (
-    REGIONS,
     Deletion,
     Literal,
     Objective,
@@ -170,7 +170,7 @@ class _MaskLoss(nn.Module):
         random = Randomness(
             kernels=smoothing_kernels(batch.draws, config.neighbourhood, x.device),
             fills=batch.draws.uniform("fill", 1)[:, 0].to(x.device),
-            squares=batch.draws.uniform("squares", 1 + 2 * REGIONS).to(x.device),
+            squares=batch.draws.uniform("squares", SQUARE_NUMBERS).to(x.device),
         )
         price = min(1.0, batch.done / config.area_warmup) if config.area_warmup else 1.0
         terms = self._objective(self.network, x, random, price)

@@ -3,13 +3,10 @@
 NEMt (equation (2) of the paper, in its deletion form), for one target or for the predicted output:
 
     L = -fall^exponent + λ₁ · mean(mask) [+ λ₃ · max(0, response(x) - response(kept))²]
-        [+ μ · (1 - correlation over regions R of mean(mask in R) with fall(R))]
+        [+ μ · (1 - agreement with single squares)]
     fall = response(x) - response(x · (1 - mask) + fill · mask)
-    fall(R) = response(x) - response(x with R black)
 
-The last term is beyond the paper: what the mask gives a region should follow what the response
-loses with it. It asks in training what FaithfulnessEstimate (Alvarez-Melis and Jaakkola 2018) asks
-afterwards, of squares instead of the mask's own levels.
+The last term is beyond the paper; see agreement.py.
 
 Printed literally, (2) keeps what the mask marks and charges for it, so that an empty mask, which
 blanks the image, is its minimum; its text ("the smallest input perturbation yielding the largest
@@ -34,6 +31,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nemt_dicom.network import ExplainedNetwork, Fill, filled, remove
+
+from .agreement import agreement_with_squares
 
 Response = OneOf["probability", "logit", "evidence"]
 LOGIT_SCALE = 4.0
@@ -79,7 +78,7 @@ class Randomness:
     """What a training step draws for each image; none of it in validation.
 
     kernels: smoothing kernels (B, side, side). fills: (B,) in [0, 1), see `fill_of`.
-    squares: (B, 1 + 2 · REGIONS) in [0, 1), see `squares`.
+    squares: (B, SQUARE_NUMBERS) in [0, 1), see `agreement.squares`.
     """
 
     kernels: Tensor | None = None
@@ -89,31 +88,6 @@ class Randomness:
 
 EXPECTED = Randomness()
 """Nothing is random: smoothing by its expectation, squares on a grid."""
-
-REGIONS = 9
-"""Squares of an image that are removed, each alone, to compare the mask with what they matter."""
-
-SMALLEST_SQUARE, LARGEST_SQUARE = 0.11, 0.27
-"""Shares of the image's side."""
-
-
-def squares(images: Tensor, choice: Tensor | None) -> Tensor:
-    """REGIONS squares of one size in each image, wherever they lie: (B, REGIONS, S, S) bool.
-
-    choice: (B, 1 + 2 · REGIONS) in [0, 1), the size and each one's two places; three by three in
-    the middle of the range where None.
-    """
-    count, side = len(images), images.shape[-1]
-    if choice is None:
-        thirds = (torch.arange(3) + 0.5) / 3
-        grid = torch.cartesian_prod(thirds, thirds).flatten()
-        choice = torch.cat([torch.tensor([0.5]), grid]).to(images.device).expand(count, -1)
-    wide = SMALLEST_SQUARE + (LARGEST_SQUARE - SMALLEST_SQUARE) * choice[:, :1, None]
-    wide = (wide * side).round().clamp(min=1)
-    first = (choice[:, 1:].view(count, REGIONS, 2) * (side - wide + 1)).floor()
-    place = torch.arange(side, device=images.device).view(1, 1, 1, -1)
-    inside = (place >= first[..., None]) & (place < (first + wide)[..., None])  # (B, REGIONS, 2, S)
-    return inside[:, :, 0, :, None] & inside[:, :, 1, None, :]
 
 
 def expected(fill: TrainingFill, images: Tensor) -> list[Randomness]:
@@ -177,42 +151,15 @@ class Deletion:
         terms = self.of_mask(network, images, logits, mask, background, price)
         if not self.agreement:
             return terms
-        against = 1 - self.agrees(network, images, logits, weighed, random.squares)
-        return replace(terms, loss=terms.loss + price * self.agreement * against)
-
-    def agrees(
-        self,
-        network: ExplainedNetwork,
-        images: Tensor,
-        logits: Tensor,
-        mask: Tensor,
-        choice: Tensor | None,
-    ) -> Tensor:
-        """Correlation (B,), in [-1, 1], of the mask in single squares with how much they matter.
-
-        A square matters by how far the response falls when it alone turns black. Where p is below
-        a half there is nothing to explain and nothing is asked: 1. mask: (B, 1, S, S).
-        choice: see `squares`.
-        """
-        logits = logits.detach()
-        index = network.explained_index(logits)
-        whole = network.log_odds(logits, index)
-        result = torch.ones_like(whole)
-        rows = torch.nonzero(whole > 0)[:, 0]
-        if not len(rows):
-            return result
-        regions = squares(images, choice)[rows]
-        with torch.no_grad():
-            without = torch.stack(
-                [
-                    network.log_odds(network.logits(image * ~own[:, None]), output.expand(REGIONS))
-                    for image, own, output in zip(images[rows], regions, index[rows], strict=True)
-                ]
-            )
-            falls = respond(whole[rows, None], self.response) - respond(without, self.response)
-        inside = regions.flatten(2).float()
-        given = (mask[rows].float().flatten(2) * inside).sum(dim=2) / inside.sum(dim=2)
-        return result.index_put((rows,), correlation(given, falls))
+        agreement = agreement_with_squares(
+            network,
+            images,
+            logits,
+            weighed,
+            random.squares,
+            response=lambda log_odds: respond(log_odds, self.response),
+        )
+        return replace(terms, loss=terms.loss + price * self.agreement * (1 - agreement))
 
     def of_mask(
         self,
@@ -298,13 +245,6 @@ class Representation:
         loss = moved + price * self.area_weight * area + self.binary_weight * binary
         fall = 2 * cosine_distance(embedding, removed)
         return Terms(loss=loss, fall=fall.detach(), area=area.detach())
-
-
-def correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's, along the last axis of (B, N): (B,) in [-1, 1]; 0 where either is constant."""
-    one, other = (v - v.mean(dim=-1, keepdim=True) for v in (one, other))
-    spread = (one.square().mean(dim=-1) * other.square().mean(dim=-1)).clamp(min=1e-12).sqrt()
-    return (one * other).mean(dim=-1) / spread
 
 
 def cosine_distance(first: Tensor, second: Tensor) -> Tensor:
