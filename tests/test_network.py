@@ -203,7 +203,7 @@ def test_training_leaves_the_target_model_alone() -> None:
     batch = images(4)
     start = [w.detach().clone() for w in weights]
     for _ in range(2):
-        _, mask = network(batch)
+        _, mask, _ = network(batch)
         occluded = network.probability(remove(batch, mask, filled(batch, "black")))
         (occluded.mean() + mask.mean()).backward()
         optimiser.step()

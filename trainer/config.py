@@ -81,7 +81,7 @@ class TrainingConfig:
     mined_weight: float = 0.3
     augment: bool = True
     mirror: bool = True
-    noise: float = 0.04
+    noise: float = 0.02
     occlusion: bool = True
 
     objective: ObjectiveName = "nemt"
