@@ -12,8 +12,8 @@ from .result_tables import (
     paper_table,
     randomisation_table,
     silence_table,
+    splits_table,
     stability_table,
-    table,
 )
 
 DATA_TERMS = {
@@ -47,7 +47,6 @@ BIASES = {
     "label (portable AP images are of sicker patients).",
     "HAM10000": "- Dermatoscopic images of mostly light skin from two clinics.",
 }
-SPLIT_COUNTS = ("images", "positives", "patients")
 GENERAL_BIAS = (
     "- Prevalence in these sets is not that of any clinic; the figures are no external validation."
 )
@@ -71,10 +70,7 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
         "normal image.",
         _model(description, architecture),
         "## Data\n\n"
-        + table(
-            ["split", *SPLIT_COUNTS],
-            [[name, *(str(row[c]) for c in SPLIT_COUNTS)] for name, row in data["splits"].items()],
-        )
+        + splits_table(data["splits"])
         + "\n\nSplits are by patient over all sources together; validation is a stable "
         f"{training['recipe']['validation_share']:.0%} of the training patients. The test split "
         "trained nothing and set no threshold.\n\n" + "\n".join(f"- {text}" for text in terms),
@@ -142,7 +138,7 @@ def _objective(recipe: dict[str, Any]) -> str:
         f"Objective: NEMt, {form}, response `{recipe['response']}` to the power of "
         f"{recipe['exponent']:g}, λ₁ = {recipe['area_weight']}, removed pixels filled with "
         f"`{recipe['fill']}`{', only a fall of the response counts' if recipe['fall_only'] else ''}"
-        f"{_further_terms(recipe)}."
+        f"{'' if recipe['objective'] == 'literal' else _further_terms(recipe)}."
         + (
             " The mask is told the log odds of the output, and what is served is weighed by the "
             "local probability (class activation map)."

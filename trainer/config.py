@@ -44,8 +44,9 @@ class TrainingConfig:
     mask_*: training of the explanation module by Prodigy. mask_keeps_last: the last epoch is kept;
     else the one with the least validation loss, and mask_patience epochs without a better one end
     the training. area_weight: λ₁. area_warmup: share of
-    all steps over which λ₁ rises from 0; at its full price from the start an untrained mask
-    vanishes before it has found what lowers p, and does not come back. binary_weight: λ₂ of NEM-U.
+    all steps over which λ₁, and the agreement's weight with it, rise from 0; at its full price from
+    the start an untrained mask vanishes before it has found what lowers p, and does not come back.
+    binary_weight: λ₂ of NEM-U.
     response, exponent, fall_only, preservation, agreement, fill: see objectives.py. scaled: the
     response is divided by its mean on training positives. follows: the mask is told the log odds of
     the output, so that there is little of it where there is little to explain, and what is served

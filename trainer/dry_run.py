@@ -20,7 +20,7 @@ from .datasets import Case, describe, find_cases
 from .distributed import Team
 from .explanation import ExplanationStage
 from .progress import Progress
-from .result_tables import table
+from .result_tables import splits_table, table
 from .run import frozen_stages, make_repeatable
 from .target_model import build_network
 from .train import Run, Stage, batches, read_ahead, take_step
@@ -63,9 +63,10 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
         lambda recipe: ExplanationStage(network, examples, examples, recipe),
         config.mask_epochs,
     )
+    asks = config.agreement > 0 and config.objective in {"nemt", "nemt-predicted"}
     rows, total = [], reading
     for name, (make, epochs) in makers.items():
-        if name == "explanation module" and config.objective != "nem-u":
+        if name == "explanation module" and asks:
             _as_trained(network, torch.from_numpy(examples.take(np.arange(config.batch))))
         steps = epochs * len(batches(config, name, 1, len(cases)))
         bare, piped = rates(make, network, examples, config, progress)
@@ -74,13 +75,7 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
         rows.append([name, str(steps), *figures, f"{steps / piped / 60:.1f}"])
     return "\n\n".join(
         [
-            table(
-                ["split", "images", "positives", "patients"],
-                [
-                    [name, *(str(v) for v in row.values())]
-                    for name, row in describe(dataset.cases).items()
-                ],
-            ),
+            splits_table(describe(dataset.cases)),
             _sizes(network, len(dataset.cases), config, examples.store.shape[1]),
             table(
                 [

@@ -112,8 +112,8 @@ class Terms:
 
 
 Objective = Callable[[ExplainedNetwork, Tensor, Randomness, float], Terms]
-"""(network, images (B, C, S, S), what is random, share of λ₁ charged) -> loss (B,) with a gradient
-to the explanation module only."""
+"""(network, images (B, C, S, S), what is random, share of λ₁ and μ charged) -> loss (B,) with a
+gradient to the explanation module only."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The figures of an evaluation as Markdown tables: for report, model card and terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .baselines import METHODS, NEMT
@@ -40,6 +40,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def splits_table(splits: Mapping[str, Mapping[str, int]]) -> str:
+    """Counts of each split, by name: a manifest sorts its keys."""
+    counts = ("images", "positives", "patients")
+    rows = [[name, *(str(row[count]) for count in counts)] for name, row in splits.items()]
+    return table(["split", *counts], rows)
 
 
 def ordered(rows: Iterable[str]) -> list[str]:
