@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import torch
 from synthetic_sets import write_nih, write_rsna
 
 from nemt_dicom.bundle import Bundle
 from nemt_dicom.config import ExplanationSettings, InputSettings
 from nemt_dicom.explainer import Explainer
 from nemt_dicom.radiograph import Radiograph
-from trainer.cli import main
+from trainer.cli import main, read_arguments
+from trainer.config import has_bfloat16
 
 QUICK = [
     "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
@@ -106,6 +108,21 @@ def test_the_same_seed_gives_the_same_bundle(trained: Path) -> None:
     assert main([*QUICK, *data, "--out", str(again)]) == 0
     name = "model.safetensors"
     assert (again / name).read_bytes() == (trained / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("able", "has"),
+    [({"avx2": True, "avx512_bf16": False}, False), ({"amx_bf16": True}, True), ({}, False)],
+)
+def test_mixed_precision_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], has: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    given = ["--target", "pneumonia", "--data", "data", "--out", "out"]
+    assert has_bfloat16("cpu") is has
+    assert read_arguments(given)[0].bfloat16 is has
+    assert read_arguments([*given, "--bfloat16"])[0].bfloat16
+    assert not read_arguments([*given, "--no-bfloat16"])[0].bfloat16
 
 
 def test_out_must_be_new(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

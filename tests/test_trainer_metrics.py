@@ -1,7 +1,9 @@
 """Metrics with known answers, and against scikit-learn and Quantus."""
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from conftest import random_network
 
 from trainer import removal
 from trainer.baselines import METHODS, random_maps
+from trainer.classifier import auc_by_source, auc_standard_error
 from trainer.comparison import Evaluated, mean_curves, scores, table
 from trainer.maps import Attributed
 from trainer.metrics import (
@@ -38,6 +41,30 @@ def region(rows: slice, columns: slice, side: int = 20) -> np.ndarray:
 
 
 BOX = region(slice(4, 12), slice(6, 10))  # 8 %
+
+
+@dataclass
+class Labelled:
+    """Examples of two sources: of NIH 47 positives and 64 negatives, of RSNA 5 and 16."""
+
+    labels: np.ndarray
+    cases: list[SimpleNamespace]
+
+
+def test_the_standard_error_of_an_auc_is_what_repetition_shows() -> None:
+    counts = {"NIH": (47, 64), "RSNA": (5, 16)}
+    examples = Labelled(
+        labels=np.concatenate([np.repeat([1.0, 0.0], each) for each in counts.values()]),
+        cases=[SimpleNamespace(source=s) for s, each in counts.items() for _ in range(sum(each))],
+    )
+    random = np.random.default_rng(1)
+    apart = 1.2  # normal scores: an AUC of 0.80
+    drawn = [
+        np.mean(list(auc_by_source(examples, random.normal(apart * examples.labels)).values()))
+        for _ in range(500)
+    ]
+    error = auc_standard_error(examples, float(np.mean(drawn)))
+    assert 1.0 < error / np.std(drawn) < 1.3  # it is known to err on the large side
 
 
 def test_auc_known_answers() -> None:

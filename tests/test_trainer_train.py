@@ -293,6 +293,9 @@ def test_every_example_once_an_epoch_but_for_a_part_of_a_batch() -> None:
 class Numbered:
     """Examples whose images hold their own number."""
 
+    def __len__(self) -> int:
+        return 4
+
     def take(self, rows) -> np.ndarray:
         return np.asarray(rows, np.float32)[:, None, None, None]
 
@@ -307,3 +310,65 @@ def test_images_come_in_the_order_of_their_batches_and_are_shared_out() -> None:
             assert images.flatten().tolist() == rows[rank::2].tolist()
             found[rank] += images.flatten().tolist()
     assert sorted(found[0] + found[1]) == list(range(30))
+
+
+class Scripted:
+    """A stage whose validation gives these scores, and whose one weight counts the epochs."""
+
+    name, advice, patience = "classifier", "", 3
+
+    def __init__(self, scores: tuple[float, ...], tolerance: float) -> None:
+        self.epochs, self._scores, self._tolerance = len(scores), list(scores), tolerance
+        self._epoch = torch.zeros(1, requires_grad=True)
+        self.kept = 0
+        self.optimiser = torch.optim.SGD([self._epoch], lr=0.0)
+        self.module = torch.nn.Module()
+        self.module.forward = lambda batch: train.Losses(  # type: ignore[method-assign]
+            loss=self._epoch.expand(len(batch.rows)), figures={}
+        )
+
+    def begin_epoch(self) -> None:
+        with torch.no_grad():
+            self._epoch += 1
+
+    def before_step(self, done: float) -> None: ...
+    def after_step(self) -> None: ...
+
+    def validate(self, done: float) -> tuple[float, dict[str, float]]:
+        return self._scores[int(self._epoch) - 1], {}
+
+    def tolerance(self, best: float) -> float:
+        return self._tolerance
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {"epoch": self._epoch}
+
+    def keep(self, weights: dict[str, torch.Tensor] | None) -> None:
+        self.kept = int(weights["epoch"]) if weights else 0
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("scores", "tolerance", "kept", "epochs"),
+    [
+        ((3.0, 1.0, 1.4, 2.0), 0.0, 2, 4),
+        ((3.0, 1.0, 1.4, 2.0), 0.5, 3, 4),
+        ((3.0, 1.0, 1.4, 2.0), float("inf"), 4, 4),
+        ((3.0, 1.0, 1.0, 2.0), 0.0, 3, 4),
+        ((float("inf"), 1.0, 2.0, 2.0, 2.0, 2.0), 0.5, 2, 5),
+        ((float("inf"), 1.0, float("nan"), 2.0), float("inf"), 4, 4),
+    ],
+    ids=["best", "within the tolerance", "last", "equal", "out of patience", "not a number"],
+)
+def test_the_latest_epoch_that_is_as_good_as_the_best_is_kept(
+    scores: tuple[float, ...], tolerance: float, kept: int, epochs: int
+) -> None:
+    stage = Scripted(scores, tolerance)
+    team = Team(rank=0, size=1, device=torch.device("cpu"))
+    run = train.Run.bare(TrainingConfig(batch=4), torch.nn.Linear(1, 1), team)  # type: ignore[arg-type]
+    train.fit(stage, Numbered(), run)  # type: ignore[arg-type]
+    assert (stage.kept, len(run.epochs)) == (kept, epochs)

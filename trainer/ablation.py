@@ -51,6 +51,7 @@ PAPERS = (
     "agreement",
     "scaled",
     "follows",
+    "gamma",
 )
 """What every variant takes from the preset "paper"."""
 

@@ -26,8 +26,9 @@ class Epoch:
 class Standing:
     """How far a stage has come.
 
-    epoch: the one under way, from 1. done: its steps that are done. losses: of these. best_*: of
-    the epochs so far; best_score is smallest. over: nothing is left to train.
+    epoch: the one under way, from 1. done: its steps that are done. losses: of these. best_score:
+    the smallest of the epochs so far. kept_*: of the epoch that would be kept. over: nothing is
+    left to train.
     """
 
     stage: str
@@ -35,8 +36,8 @@ class Standing:
     done: int = 0
     losses: list[float] = field(default_factory=list)
     best_score: float = float("inf")
-    best_epoch: int = 0
-    best_weights: Weights = field(default_factory=dict)
+    kept_epoch: int = 0
+    kept_weights: Weights = field(default_factory=dict)
     over: bool = False
 
 

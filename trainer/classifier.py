@@ -47,7 +47,6 @@ class ClassifierStage:
         frozen_stages: int,
     ) -> None:
         self.epochs, self.patience = config.classifier_epochs, config.patience
-        self.keeps_last = False
         self._network, self._validation, self._config = network, validation, config
         network.target_model.requires_grad_(True)
         self._frozen = first_modules(network.target_model, frozen_stages)
@@ -99,6 +98,13 @@ class ClassifierStage:
         aucs = auc_by_source(self._validation, p)
         auc = float(np.mean(list(aucs.values())))
         return -auc, {"auc": auc, **{f"auc_{k}": v for k, v in aucs.items()}}
+
+    def tolerance(self, best: float) -> float:
+        """One standard error of the validation AUC, for what lies within it cannot be told apart.
+
+        Then the later epoch is the better one: the step size falls from epoch to epoch.
+        """
+        return auc_standard_error(self._validation, -best)
 
     def weights(self) -> Weights:
         """The running average, or the weights themselves where there is none."""
@@ -232,12 +238,30 @@ def auc_by_source(examples: Examples, probability: NDArray[np.float32]) -> dict[
     """
     if not np.isfinite(probability).all():
         raise TrainingError("the classifier gives NaN on validation images: try a smaller step")
-    sources = np.array([case.source for case in examples.cases])
-    found = {
-        str(source): area_under_curve(
-            probability[sources == source], examples.labels[sources == source]
-        )
-        for source in np.unique(sources)
+    return {
+        source: area_under_curve(probability[rows], examples.labels[rows])
+        for source, rows in _comparable(examples).items()
     }
-    known = {source: auc for source, auc in found.items() if not math.isnan(auc)}
-    return known or {"all": area_under_curve(probability, examples.labels)}
+
+
+def auc_standard_error(examples: Examples, auc: float) -> float:
+    """Standard error of the mean of `auc_by_source`, were each source's AUC `auc`.
+
+    Hanley and McNeil, Radiology 143, 1982, equation 1.
+    """
+    two_above, one_above = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variances = []
+    for rows in _comparable(examples).values():
+        positive = float(examples.labels[rows].sum())
+        negative = len(rows) - positive
+        spread = (positive - 1) * (two_above - auc**2) + (negative - 1) * (one_above - auc**2)
+        variances.append((auc * (1 - auc) + spread) / (positive * negative))
+    return math.sqrt(sum(variances)) / len(variances)
+
+
+def _comparable(examples: Examples) -> dict[str, NDArray[np.intp]]:
+    """Rows of each source that has both labels; all rows where none has."""
+    sources = np.array([case.source for case in examples.cases])
+    rows = {str(source): np.flatnonzero(sources == source) for source in np.unique(sources)}
+    both = {k: each for k, each in rows.items() if len(set(examples.labels[each] > 0.5)) == 2}
+    return both or {"all": np.arange(len(examples))}

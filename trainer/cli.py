@@ -17,7 +17,7 @@ from nemt_dicom.errors import NemtError
 from .ablation import run_ablation
 from .bars import Bars
 from .cache import default_cache
-from .config import NEM_U, PRESETS, Places, TrainingConfig
+from .config import NEM_U, PRESETS, Places, TrainingConfig, has_bfloat16
 from .dry_run import dry_run
 from .memory import keep_memory
 from .progress import Progress, Silent
@@ -210,6 +210,7 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
         False,
         "the mask is neither told the log odds nor weighed by the local probability",
     )
+    _option(mask, "--gamma", "gamma", "power of the mask that is served; 1: as it is trained")
     _option(mask, "--exponent", "exponent", "of the fall; the paper: 2")
     _option(mask, "--preservation", "preservation", "weight of: the evidence alone keeps p")
     _option(
@@ -236,10 +237,16 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     _switch(group, "--resume", "resume", True, "go on with a run that was stopped")
     _option(group, "--batch", "batch", "images a step, of all processes together")
     _option(group, "--accumulate", "accumulate", "parts a batch is computed in, to save memory")
-    _option(group, "--seed", "seed", "the same seed, threads and libraries: the same bundle")
+    _option(
+        group, "--seed", "seed", "the same seed, threads, processor and libraries: the same bundle"
+    )
     _option(group, "--threads", "threads", "CPU threads")
     _option(group, "--device", "device", "processor", ("cpu", "cuda"))
-    _switch(group, "--no-bfloat16", "bfloat16", False, "train in float32")
+    group.add_argument(
+        "--bfloat16",
+        action=argparse.BooleanOptionalAction,
+        help="train in mixed precision (default: where the processor has instructions for it)",
+    )
     _switch(group, "--compile", "compile", True, "torch.compile: slow start, faster steps on a GPU")
     _switch(group, "--tensorboard", "tensorboard", True, "write events for TensorBoard")
 
@@ -258,6 +265,7 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
         if names in group:
             group[names] = tuple(n.strip() for n in group[names].split(",") if n.strip())
     places.setdefault("cache", default_cache())
+    given.setdefault("bfloat16", has_bfloat16(given.get("device", TrainingConfig.device)))
     return TrainingConfig(**(recipe | given)), Places(**places), task
 
 

@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from nemt_dicom.decoders import Norm
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import Fill
@@ -16,6 +18,18 @@ DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 ObjectiveName = Literal["nemt", "nemt-predicted", "nem-u", "literal"]
 
 
+def has_bfloat16(device: str) -> bool:
+    """Whether the processor has instructions of its own for bfloat16.
+
+    With them a training step in mixed precision is faster than in float32; PyTorch computes it
+    without them, too, but on a CPU several times slower. A PyTorch that does not tell: no.
+    """
+    if device == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """A recipe. Its defaults are what measured best; deploy/decisions.md has the figures.
@@ -25,7 +39,7 @@ class TrainingConfig:
     the model's input in pixels. low_percentile, high_percentile: see `Preprocessing`. batch: images
     a step over all processes; accumulate: parts it is computed in. seed: of everything random.
     threads: CPU threads; they change the last digits of a sum, so they are recorded too. bfloat16:
-    train in mixed precision; validation is always float32.
+    train in mixed precision, see `has_bfloat16`; validation is always float32.
 
     classifier_*: training of the target model; optimiser "adamw" with a cosine schedule, or
     "prodigy". frozen_stages: how many of the backbone's stages keep the weights that training
@@ -50,7 +64,7 @@ class TrainingConfig:
     response, exponent, fall_only, preservation, agreement, fill: see objectives.py. scaled: the
     response is divided by its mean on training positives. follows: the mask is told the log odds of
     the output, so that there is little of it where there is little to explain, and what is served
-    is weighed by the local probability.
+    is weighed by the local probability. gamma: the power of the mask that is served.
     sensitivity: the validation sensitivity that the decision threshold shall reach; None chooses it
     by Youden's J.
     """
@@ -66,7 +80,7 @@ class TrainingConfig:
     seed: int = 1
     threads: int = 2
     device: Literal["cpu", "cuda"] = "cpu"
-    bfloat16: bool = True
+    bfloat16: bool = False
     validation_share: float = 0.15
 
     classifier_epochs: int = 14
@@ -103,6 +117,7 @@ class TrainingConfig:
     agreement: float = 1.33
     fill: TrainingFill = "mixed"
     follows: bool = True
+    gamma: float = 0.7
     scaled: bool = True
     sensitivity: float | None = None
 
@@ -124,6 +139,7 @@ class TrainingConfig:
             (not 0 <= self.label_smoothing < 0.5, "label smoothing is at least 0 and below 0.5"),
             (self.frozen_stages < 0, "the number of frozen stages is not negative"),
             (not self.area_weight > 0, "the area weight is positive"),
+            (not self.gamma > 0, "gamma is positive"),
             (
                 min(
                     self.preservation,
@@ -196,6 +212,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "agreement": 0.0,
         "scaled": False,
         "follows": False,
+        "gamma": 1.0,
         "auxiliary": (),
         "mined_weight": 1.0,
     },
@@ -209,6 +226,7 @@ NEM_U: dict[str, dict[str, Any]] = {
         "area_warmup": 0.0,
         "fill": "black",
         "follows": False,
+        "gamma": 1.0,
         "scaled": False,
     },
     "paper": {"area_weight": 0.125, "neighbourhood": 1},

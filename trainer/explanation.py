@@ -88,7 +88,6 @@ class ExplanationStage:
         collapse_ends: bool = True,
     ) -> None:
         self.epochs, self.patience = config.mask_epochs, config.mask_patience
-        self.keeps_last = config.mask_keeps_last
         self._network, self._validation, self._config = network, validation, config
         nemt = config.objective in {"nemt", "nemt-predicted"}
         scale = mean_response(network, train, config) if config.scaled and nemt else 1.0
@@ -122,6 +121,10 @@ class ExplanationStage:
         if self._collapse_ends and self._collapsed(figures["area_positive"], last=done >= 1):
             return float("inf"), figures
         return figures["loss"], figures
+
+    def tolerance(self, best: float) -> float:
+        """Any where the last epoch is kept, else none."""
+        return float("inf") if self._config.mask_keeps_last else 0.0
 
     def _collapsed(self, area: float, *, last: bool) -> bool:
         """Ends the run on a second collapse in a row, for one may lie on the way."""

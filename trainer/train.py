@@ -57,14 +57,13 @@ class Losses:
 class Stage(Protocol):
     """What the loop trains. `module` maps a `Batch` to `Losses`; its weights are the optimiser's.
 
-    keeps_last: whether the last epoch is kept, not the one with the best score. advice: what to try
-    where the loss is not finite.
+    patience: epochs without one worth keeping after which it ends. advice: what to try where the
+    loss is not finite.
     """
 
     name: str
     epochs: int
     patience: int
-    keeps_last: bool
     module: nn.Module
     optimiser: torch.optim.Optimizer
     advice: str
@@ -81,8 +80,11 @@ class Stage(Protocol):
     def validate(self, done: float) -> tuple[float, dict[str, float]]:
         """Score, of which less is better, and figures. Raises `TrainingError` on a collapse."""
 
+    def tolerance(self, best: float) -> float:
+        """How much worse than the best score a later epoch may be and still be kept instead."""
+
     def weights(self) -> Weights:
-        """What was validated, and is kept where it is best."""
+        """What was validated, and may be kept."""
 
     def keep(self, weights: Weights | None) -> None:
         """Ends the stage, frozen with these weights, or with those that the network has."""
@@ -156,9 +158,9 @@ def fit(stage: Stage, examples: Examples, run: Run) -> None:
                 _save(stage, standing, run)
                 saved = time.monotonic()
         _end_epoch(stage, standing, run)
-    stage.keep(standing.best_weights)
+    stage.keep(standing.kept_weights)
     team.unite(run.network)  # batch statistics are each process's own
-    run.progress.note(f"{stage.name}: kept as after epoch {standing.best_epoch}")
+    run.progress.note(f"{stage.name}: kept as after epoch {standing.kept_epoch}")
 
 
 def batches(config: TrainingConfig, stage: str, epoch: int, count: int) -> list[NDArray[np.intp]]:
@@ -238,11 +240,12 @@ def _end_epoch(stage: Stage, standing: Standing, run: Run) -> None:
     run.epochs.append(Epoch(part=stage.name, number=standing.epoch, figures=figures))
     if run.team.first:
         run.record(run.epochs)
-    if score < standing.best_score or (stage.keeps_last and np.isfinite(score)):
-        standing.best_score, standing.best_epoch = score, standing.epoch
-        standing.best_weights = {k: v.detach().clone() for k, v in stage.weights().items()}
-    late = standing.epoch - standing.best_epoch >= stage.patience
-    standing.over = bool(standing.best_epoch) and late
+    best = standing.best_score = min(standing.best_score, score)
+    if np.isfinite(score) and score <= best + stage.tolerance(best):
+        standing.kept_epoch = standing.epoch
+        standing.kept_weights = {k: v.detach().clone() for k, v in stage.weights().items()}
+    late = standing.epoch - standing.kept_epoch >= stage.patience
+    standing.over = bool(standing.kept_epoch) and late
     standing.epoch, standing.done, standing.losses = standing.epoch + 1, 0, []
     _save(stage, standing, run)
 
