@@ -141,12 +141,11 @@ def _measure(
         if callable(reset):
             reset()
     shared = stages("variant")
-    shared.config, shared.goes_on = recipe, False
+    shared.config, shared.goes_on, shared.checkpoints = recipe, False, None
     stage = ExplanationStage(
         network, prepared.train, prepared.validation, recipe, collapse_ends=False
     )
     fit(stage, prepared.train, shared)
-    shared.checkpoints.path.unlink(missing_ok=True)
     images = test.take(rows)
     patients = [test.cases[i].patient for i in rows]
     _, masks = soft_masks(network, images)

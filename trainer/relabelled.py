@@ -4,7 +4,6 @@ J. Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018, section 4. Two
 bundle's own recipe, the same but that one sees its training labels shuffled.
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from nemt_dicom.errors import DataError
 from nemt_dicom.network import ExplainedNetwork
 
 from .cache import Examples
-from .checkpoint import CheckpointFile
 from .classifier import ClassifierStage
 from .comparison import Evaluated, average, figure, scores, table
 from .config import Places, TrainingConfig
@@ -88,32 +86,22 @@ def _train(
     shuffled: bool,
 ) -> ExplainedNetwork:
     make_repeatable(config)
-    with tempfile.TemporaryDirectory() as folder:
-        places = Places(folders=tuple(folders), out=Path(folder), cache=cache)
-        team = Team.join(config.device)
-        try:
-            prepared = prepare(config, places, team, progress)
-            if shuffled:
-                train = _shuffle(prepared.train, config.seed)
-                prepared = replace(prepared, train=train)
-            stages = Run(
-                config=config,
-                network=prepared.network,
-                team=team,
-                checkpoints=CheckpointFile(Path(folder) / "checkpoint.pt"),
-                progress=progress,
-                record=lambda _epochs: None,
-                epochs=[],
-                goes_on=False,
-            )
-            frozen = frozen_stages(config, places)
-            data = prepared.train, prepared.validation
-            classifier = ClassifierStage(prepared.network, *data, config, frozen_stages=frozen)
-            fit(classifier, prepared.train, stages)
-            stage = ExplanationStage(prepared.network, *data, config, collapse_ends=False)
-            fit(stage, prepared.train, stages)
-        finally:
-            team.leave()
+    places = Places(folders=tuple(folders), out=cache, cache=cache)  # nothing goes to `out`
+    team = Team.join(config.device)
+    try:
+        prepared = prepare(config, places, team, progress)
+        if shuffled:
+            train = _shuffle(prepared.train, config.seed)
+            prepared = replace(prepared, train=train)
+        stages = replace(Run.bare(config, prepared.network, team), progress=progress)
+        frozen = frozen_stages(config, places)
+        data = prepared.train, prepared.validation
+        classifier = ClassifierStage(prepared.network, *data, config, frozen_stages=frozen)
+        fit(classifier, prepared.train, stages)
+        stage = ExplanationStage(prepared.network, *data, config, collapse_ends=False)
+        fit(stage, prepared.train, stages)
+    finally:
+        team.leave()
     return prepared.network.eval()
 
 

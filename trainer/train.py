@@ -6,12 +6,10 @@ so far, when to stop, and checkpoints. All that is random comes from `Draws`, so
 goes on after a kill ends with the same bits.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -100,13 +98,13 @@ class Stage(Protocol):
 class Run:
     """What the stages of a run share. epochs: the record so far; `record` is told of each new one.
 
-    goes_on: a checkpoint is there to go on from.
+    checkpoints: None where nothing is written. goes_on: a checkpoint is there to go on from.
     """
 
     config: TrainingConfig
     network: ExplainedNetwork
     team: Team
-    checkpoints: CheckpointFile
+    checkpoints: CheckpointFile | None
     progress: Progress
     record: Callable[[list[Epoch]], None]
     epochs: list[Epoch]
@@ -114,12 +112,12 @@ class Run:
 
     @classmethod
     def bare(cls, config: TrainingConfig, network: ExplainedNetwork, team: Team) -> "Run":
-        """A run for single steps, which writes and reports nothing."""
+        """A run that writes and reports nothing."""
         return cls(
             config=config,
             network=network,
             team=team,
-            checkpoints=CheckpointFile(Path(os.devnull)),
+            checkpoints=None,
             progress=Silent(),
             record=lambda _epochs: None,
             epochs=[],
@@ -251,7 +249,7 @@ def _end_epoch(stage: Stage, standing: Standing, run: Run) -> None:
 
 
 def _save(stage: Stage, standing: Standing, run: Run) -> None:
-    if run.team.first:
+    if run.team.first and run.checkpoints:
         states = {
             "network": run.network.state_dict(),
             "optimiser": stage.optimiser.state_dict(),
@@ -262,7 +260,7 @@ def _save(stage: Stage, standing: Standing, run: Run) -> None:
 
 def _resume(stage: Stage, run: Run) -> Standing | None:
     """Where the stage stands: at its start, or where the checkpoint says; None where it is over."""
-    found = run.checkpoints.load() if run.goes_on else None
+    found = run.checkpoints.load() if run.checkpoints and run.goes_on else None
     if found is None:
         standing = Standing(stage=stage.name)
         _save(stage, standing, run)
