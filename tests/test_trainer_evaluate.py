@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from nemt_dicom import cli as service
 from nemt_dicom.bundle import Bundle, save
 from nemt_dicom.config import Settings
 from nemt_dicom.worker import PipelineEngine
-from trainer import baselines, dependence, maps, perturbation
+from trainer import baselines, dependence, maps, perturbation, relabelled
 from trainer.baselines import METHODS, Method
 from trainer.checks import QUESTIONS, checks, verdict
 from trainer.cli import main as train
 from trainer.comparison import Evaluated, scores, table
+from trainer.config import TrainingConfig
 from trainer.eval_cli import main
 from trainer.progress import Silent
 
@@ -455,3 +457,21 @@ def test_a_module_that_learnt_nothing_is_told_apart() -> None:
         found = checks({"methods": rows, "mask_area": {}})
         answers = {check["question"]: check["passed"] for check in found}
         assert answers["has the explanation module learnt where to look?"] is passed
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_recipe_is_trained_again_in_the_precision_of_this_processor(
+    monkeypatch: pytest.MonkeyPatch, has: bool
+) -> None:
+    class Asked(Exception):
+        pass
+
+    def asked(config: TrainingConfig, *_: Any, **__: Any) -> None:
+        assert config.bfloat16 is has
+        raise Asked
+
+    monkeypatch.setattr(relabelled, "has_bfloat16", lambda _device: has)
+    monkeypatch.setattr(relabelled, "_train", asked)
+    found: Any = SimpleNamespace(compared=SimpleNamespace(device="cpu"))
+    with pytest.raises(Asked):
+        relabelled.label_randomisation(Bundle.load(), (), Path(), found, Silent(), threads=1)

@@ -51,7 +51,6 @@ PAPERS = (
     "agreement",
     "scaled",
     "follows",
-    "gamma",
 )
 """What every variant takes from the preset "paper"."""
 

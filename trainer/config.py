@@ -44,7 +44,7 @@ class TrainingConfig:
     classifier_*: training of the target model; optimiser "adamw" with a cosine schedule, or
     "prodigy". frozen_stages: how many of the backbone's stages keep the weights that training
     starts from, where these are not random. average: share of the running average of its weights
-    that stays at each step, 0 for none. patience: epochs without a better validation AUC before it
+    that stays at each step, 0 for none. patience: epochs without one worth keeping before it
     stops. label_smoothing: 0 to 0.5. auxiliary: further labels that the target model answers, each
     where the data know it; auxiliary_weight: of their loss. mined_weight: of positives whose label
     was mined from reports (NIH), beside labels by radiologists (RSNA), for the target's loss.
@@ -64,7 +64,7 @@ class TrainingConfig:
     response, exponent, fall_only, preservation, agreement, fill: see objectives.py. scaled: the
     response is divided by its mean on training positives. follows: the mask is told the log odds of
     the output, so that there is little of it where there is little to explain, and what is served
-    is weighed by the local probability. gamma: the power of the mask that is served.
+    is weighed by the local probability.
     sensitivity: the validation sensitivity that the decision threshold shall reach; None chooses it
     by Youden's J.
     """
@@ -117,7 +117,6 @@ class TrainingConfig:
     agreement: float = 1.33
     fill: TrainingFill = "mixed"
     follows: bool = True
-    gamma: float = 0.7
     scaled: bool = True
     sensitivity: float | None = None
 
@@ -139,7 +138,6 @@ class TrainingConfig:
             (not 0 <= self.label_smoothing < 0.5, "label smoothing is at least 0 and below 0.5"),
             (self.frozen_stages < 0, "the number of frozen stages is not negative"),
             (not self.area_weight > 0, "the area weight is positive"),
-            (not self.gamma > 0, "gamma is positive"),
             (
                 min(
                     self.preservation,
@@ -212,7 +210,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "agreement": 0.0,
         "scaled": False,
         "follows": False,
-        "gamma": 1.0,
         "auxiliary": (),
         "mined_weight": 1.0,
     },
@@ -226,7 +223,6 @@ NEM_U: dict[str, dict[str, Any]] = {
         "area_warmup": 0.0,
         "fill": "black",
         "follows": False,
-        "gamma": 1.0,
         "scaled": False,
     },
     "paper": {"area_weight": 0.125, "neighbourhood": 1},

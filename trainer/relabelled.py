@@ -18,7 +18,7 @@ from nemt_dicom.network import ExplainedNetwork
 from .cache import Examples
 from .classifier import ClassifierStage
 from .comparison import Evaluated, average, figure, scores, table
-from .config import Places, TrainingConfig
+from .config import Places, TrainingConfig, has_bfloat16
 from .dependence import similarity
 from .distributed import Team
 from .explanation import ExplanationStage, soft_masks
@@ -56,7 +56,8 @@ def label_randomisation(
         k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items() if k in known
     }
     epochs = {"classifier_epochs": CLASSIFIER_EPOCHS, "mask_epochs": MASK_EPOCHS}
-    here = {"threads": threads, "device": found.compared.device}
+    device = found.compared.device
+    here = {"threads": threads, "device": device, "bfloat16": has_bfloat16(device)}
     config = TrainingConfig(**(given | epochs | here))
     result: dict[str, Any] = dict(epochs)
     masks = {}
