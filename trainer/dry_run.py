@@ -168,6 +168,7 @@ def _sizes(network: ExplainedNetwork, count: int, config: TrainingConfig, channe
         memory = f"{peak / 2**30:.1f} GiB of memory"
     return (
         f"Target model `{config.backbone}`: {target:,} parameters. Explanation module "
-        f"`{config.decoder}`: {module:,}. A step of {config.batch} images took {memory} at most. "
+        f"`{config.decoder}`: {module:,}. A step of {config.batch} images in "
+        f"{'bfloat16' if config.bfloat16 else 'float32'} took {memory} at most. "
         f"The cache of all images takes {cached / 2**30:.2f} GiB of disk."
     )
