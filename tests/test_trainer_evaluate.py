@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import random_network
 from safetensors.torch import load_file, save_file
 from synthetic_sets import write_csv_set, write_ham, write_nih, write_rsna
 
@@ -118,7 +119,14 @@ def test_what_ignores_the_model_fails_its_randomisation(whole: Path) -> None:
 
 
 def test_input_invariance_tells_those_that_see_the_shift(whole: Path) -> None:
-    found = summary(whole)["input_invariance"]
+    assert set(summary(whole)["input_invariance"]) <= {*METHODS, "shuffled_module"}
+    methods = {key: METHODS[key] for key in ("nemt", "gradcam++", "integrated_gradients")}
+    coarse = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+    images = torch.nn.functional.interpolate(coarse, size=64, mode="bicubic").clamp(0, 1).numpy()
+    network = random_network()
+    with torch.no_grad():  # an output that every feature speaks for: no class activation map is 0
+        network.target_model.get_classifier().weight.abs_()
+    found = dependence.input_invariance(network, methods, images, list("abcd"), Silent())
     assert found["nemt"]["mean"] == pytest.approx(1, abs=1e-3)
     assert found["gradcam++"]["mean"] == pytest.approx(1, abs=1e-3)
     assert found["integrated_gradients"]["mean"] < 0.99
