@@ -119,8 +119,8 @@ def test_what_ignores_the_model_fails_its_randomisation(whole: Path) -> None:
 
 
 def test_input_invariance_tells_those_that_see_the_shift(whole: Path) -> None:
-    assert set(summary(whole)["input_invariance"]) <= {*METHODS, "shuffled_module"}
     methods = {key: METHODS[key] for key in ("nemt", "gradcam++", "integrated_gradients")}
+    assert set(methods) <= set(summary(whole)["input_invariance"])
     coarse = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(1))
     images = torch.nn.functional.interpolate(coarse, size=64, mode="bicubic").clamp(0, 1).numpy()
     network = random_network()
