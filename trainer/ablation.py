@@ -6,7 +6,6 @@ images that have ground truth.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -87,19 +86,7 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
     if not len(rows):
         raise DataError("no test image has boxes or a lesion mask, so nothing can be measured")
 
-    def stages(name: str) -> Run:
-        path = places.out / f"{name}.pt"
-        return Run(
-            config=config,
-            network=prepared.network,
-            team=team,
-            checkpoints=CheckpointFile(path),
-            progress=progress,
-            record=lambda _epochs: None,
-            epochs=[],
-            goes_on=path.is_file(),
-        )
-
+    bare = replace(Run.bare(config, prepared.network, team), progress=progress)
     if places.target_model is None:
         stage = ClassifierStage(
             prepared.network,
@@ -108,12 +95,14 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
             config,
             frozen_stages=frozen_stages(config, places),
         )
-        fit(stage, prepared.train, stages("target-model"))
+        path = places.out / "target-model.pt"
+        kept = replace(bare, checkpoints=CheckpointFile(path), goes_on=path.is_file())
+        fit(stage, prepared.train, kept)
     found: dict[str, Any] = {}
     for name, recipe in recipes.items():
         path = places.out / f"{_file_name(name)}.json"
         if not path.is_file():
-            row = _measure(prepared, recipe, stages, test, rows, regions, progress)
+            row = _measure(prepared, replace(bare, config=recipe, epochs=[]), test, rows, regions)
             path.write_text(json.dumps(row), encoding="utf-8")
         found[name] = json.loads(path.read_text("utf-8"))
     text = report.ablation_table(found)
@@ -124,27 +113,23 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
 
 def _measure(
     prepared: Prepared,
-    recipe: TrainingConfig,
-    stages: Callable[[str], Run],
+    variant: Run,
     test: Examples,
     rows: Any,
     regions: Any,
-    progress: Progress,
 ) -> dict[str, Any]:
     """Trains one variant's explanation module from its beginning, and measures it."""
-    network = prepared.network
+    network, recipe = prepared.network, variant.config
     network.smoothing.side = recipe.neighbourhood
     torch.manual_seed(recipe.seed)
     for module in network.explanation_module.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()
-    shared = stages("variant")
-    shared.config, shared.goes_on, shared.checkpoints = recipe, False, None
     stage = ExplanationStage(
         network, prepared.train, prepared.validation, recipe, collapse_ends=False
     )
-    fit(stage, prepared.train, shared)
+    fit(stage, prepared.train, variant)
     images = test.take(rows)
     patients = [test.cases[i].patient for i in rows]
     _, masks = soft_masks(network, images)
@@ -153,7 +138,7 @@ def _measure(
     )
     columns = scores(compared, Attributed(found=dict(enumerate(masks))), gated=True)
     row = table({NEMT: columns}, patients)[NEMT]
-    progress.note(
+    variant.progress.note(
         f"mass {row['relevance_mass']['mean']:.3f}, rank {row['relevance_rank']['mean']:.3f}"
     )
     return row | {"area": figure(average(masks.mean(axis=(1, 2))), patients)}

@@ -102,7 +102,7 @@ class ClassifierStage:
     def tolerance(self, best: float) -> float:
         """One standard error of the validation AUC, for what lies within it cannot be told apart.
 
-        Then the later epoch is the better one: the step size falls from epoch to epoch.
+        Of those the later epoch has learnt with the smaller step size, where AdamW trains.
         """
         return auc_standard_error(self._validation, -best)
 
