@@ -26,6 +26,7 @@ from .augment import add_noise, augment, occlude
 from .cache import Examples
 from .checkpoint import Weights
 from .config import TrainingConfig
+from .draws import Draws
 from .metrics import area_under_curve
 from .optimisers import prodigy
 from .train import Batch, Losses
@@ -144,32 +145,53 @@ class _ClassifierLoss(nn.Module):
         super().__init__()
         self.target_model = network.target_model
         self._network = [network]  # in a list: its explanation module is not trained here
-        self._config = config
+        self._config, self._train = config, train
         self._classes = torch.from_numpy(train.classes)
         labels, weights = targets(train, network.architecture.outputs, config)
         self._labels, self._weights = torch.from_numpy(labels), torch.from_numpy(weights)
 
     def forward(self, batch: Batch) -> Losses:
-        network, config = self._network[0], self._config
-        x = batch.images
+        config, x = self._config, batch.images
+        if config.mixup:
+            others, share = partners(batch.draws, len(self._train))
+            share = share.to(x.device)
+            other = torch.from_numpy(self._train.take(others)).to(x.device)
+            x = torch.lerp(other, x, share.view(-1, 1, 1, 1))
         if config.augment:
             x = augment(x, batch.draws, mirror=config.mirror)
         if config.occlusion:
             x = occlude(x, batch.draws)
         if config.augment:
             x = add_noise(x, batch.draws, config.noise)
-        logits = network.logits(x).float()
-        rows = batch.rows
-        weights = self._weights[rows].to(x.device)  # (b, outputs)
-        if network.architecture.activation == "softmax":
-            classes = self._classes[rows].to(x.device)
-            smoothing = 2 * config.label_smoothing  # as much as a sigmoid's, between two ends
-            loss = F.cross_entropy(logits, classes, label_smoothing=smoothing, reduction="none")
-            return Losses(loss=weights[:, 0] * loss, figures={})
-        labels = self._labels[rows].to(x.device)
-        smooth = labels * (1 - 2 * config.label_smoothing) + config.label_smoothing
+        logits = self._network[0].logits(x)
+        loss = self._loss(logits, batch.rows)
+        if config.mixup:
+            loss = torch.lerp(self._loss(logits, others), loss, share)
+        return Losses(loss=loss, figures={})
+
+    def _loss(self, logits: Tensor, rows: NDArray[np.intp]) -> Tensor:
+        """Of each image, (b,), were it the example of that row."""
+        logits, smoothing = logits.float(), self._config.label_smoothing
+        weights = self._weights[rows].to(logits.device)  # (b, outputs)
+        if self._network[0].architecture.activation == "softmax":
+            classes = self._classes[rows].to(logits.device)
+            # twice: as much as a sigmoid's, between two ends
+            loss = F.cross_entropy(logits, classes, label_smoothing=2 * smoothing, reduction="none")
+            return weights[:, 0] * loss
+        smooth = self._labels[rows].to(logits.device) * (1 - 2 * smoothing) + smoothing
         loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
-        return Losses(loss=(weights * loss).sum(dim=1), figures={})
+        return (weights * loss).sum(dim=1)
+
+
+def partners(draws: Draws, count: int) -> tuple[NDArray[np.intp], Tensor]:
+    """The example that each is mixed with, of `count`, and its own share, (b,) in [0.5, 1].
+
+    Mixup (Zhang et al. 2018) with shares by Beta(1/2, 1/2), which is sin(u · pi / 2) squared; the
+    larger one is its own.
+    """
+    u = draws.uniform("mixup", 2)
+    share = torch.sin(u[:, 1] * (math.pi / 2)).square()
+    return (u[:, 0] * count).long().numpy(), torch.maximum(share, 1 - share)
 
 
 def first_modules(model: Any, stages: int) -> list[nn.Module]:

@@ -162,6 +162,7 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
     _switch(target, "--no-mirror", "mirror", False, "left and right are not exchanged")
     _option(target, "--noise", "noise", "largest standard deviation of the noise that is added")
     _switch(target, "--no-occlusion", "occlusion", False, "no random occlusions")
+    _switch(target, "--no-mixup", "mixup", False, "images are not mixed by pairs")
 
 
 def _mask_options(parser: argparse.ArgumentParser) -> None:

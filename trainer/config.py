@@ -51,7 +51,7 @@ class TrainingConfig:
     mirror: left and right may be exchanged by augmentation. augment: whether there is any.
     noise: the largest standard deviation of the noise that augmentation adds.
     occlusion: half of the images lose random blobs, so that p falls where evidence is removed and
-    not where anything is.
+    not where anything is. mixup: every image is mixed with another, and the loss is of both labels.
 
     objective: "nemt" explains the target, "nemt-predicted" the largest output, "nem-u" the
     embedding of a feature extractor, "literal" is equation (2) as printed.
@@ -83,7 +83,7 @@ class TrainingConfig:
     bfloat16: bool = False
     validation_share: float = 0.15
 
-    classifier_epochs: int = 14
+    classifier_epochs: int = 20
     frozen_stages: int = 3
     classifier_optimiser: Literal["adamw", "prodigy"] = "adamw"
     classifier_lr: float = 1e-3
@@ -98,6 +98,7 @@ class TrainingConfig:
     mirror: bool = True
     noise: float = 0.02
     occlusion: bool = True
+    mixup: bool = True
 
     objective: ObjectiveName = "nemt"
     mask_epochs: int = 4
@@ -199,6 +200,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.0,
         "noise": 0.0,
         "occlusion": False,
+        "mixup": False,
         "mask_epochs": 5,
         "decoder": "unet",
         "area_weight": 0.5,

@@ -129,7 +129,7 @@ def rates(
     Both in turn, so that a noisy machine is noisy to both; the inverse of the median times.
     """
     team = Team(rank=0, size=1, device=torch.device(config.device))
-    plain = replace(config, augment=False, occlusion=False)
+    plain = replace(config, augment=False, occlusion=False, mixup=False)
     name = make(plain).name
     first = batches(config, name, 1, len(examples))[0]
     held = torch.from_numpy(examples.take(first)).to(team.device)
