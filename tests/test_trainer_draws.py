@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.augment import add_noise, augment, occlude, smoothing_kernels
+from trainer.augment import add_noise, augment, occlude, partners, smoothing_kernels
 from trainer.draws import Draws, shuffled
 
 KEY = (1, "classifier", 3)
@@ -103,6 +103,17 @@ def test_an_example_is_occluded_alike_in_any_batch() -> None:
     assert 15 < int(same.sum()) < 45  # half of them, give or take
     changed = ((together - images(rows)).abs() > 0.02).float().mean(dim=(1, 2, 3))[~same]
     assert changed.max() < 0.55
+
+
+def test_partners_are_an_examples_own_and_never_the_larger_part() -> None:
+    rows = list(range(2000))
+    others, share = partners(draws(rows), 7)
+    alone, own = partners(draws([17]), 7)
+    assert (alone[0], own[0]) == (others[17], share[17])
+    assert np.bincount(others).min() > 200  # 286 each, give or take
+    assert share.min() >= 0.5
+    assert share.max() <= 1
+    assert abs(float(share.mean()) - (0.5 + 1 / np.pi)) < 0.01  # of Beta(1/2, 1/2), the larger
 
 
 def test_noise_has_every_size_up_to_the_largest_and_is_an_examples_own() -> None:

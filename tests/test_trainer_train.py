@@ -20,12 +20,17 @@ from synthetic_sets import write_nih
 
 from nemt_dicom.errors import TrainingError
 from trainer import explanation, train
+from trainer.augment import partners
 from trainer.checkpoint import CheckpointFile
+from trainer.classifier import ClassifierStage
 from trainer.cli import main
-from trainer.config import TrainingConfig
+from trainer.config import Places, TrainingConfig
 from trainer.datasets import find_cases
 from trainer.distributed import Team
+from trainer.draws import Draws
 from trainer.explanation import LARGEST_AREA, SMALLEST_AREA, require_not_collapsed
+from trainer.progress import Silent
+from trainer.run import Prepared, prepare
 from trainer.train import batches, read_ahead
 
 OPTIONS = [
@@ -310,6 +315,38 @@ def test_images_come_in_the_order_of_their_batches_and_are_shared_out() -> None:
             assert images.flatten().tolist() == rows[rank::2].tolist()
             found[rank] += images.flatten().tolist()
     assert sorted(found[0] + found[1]) == list(range(30))
+
+
+def mixing_stage(data: Path, cache: Path, **recipe: Any) -> tuple[ClassifierStage, Prepared]:
+    config = TrainingConfig(
+        backbone="test_efficientnet", pretrained=False, frozen_stages=0, size=64, batch=6,
+        threads=1, augment=False, occlusion=False, average=0.0, **recipe,
+    )  # fmt: skip
+    places = Places(folders=(data,), out=cache, cache=cache)
+    team = Team(rank=0, size=1, device=torch.device("cpu"))
+    made = prepare(config, places, team, Silent())
+    return ClassifierStage(made.network, made.train, made.validation, config, frozen_stages=0), made
+
+
+def test_a_mixed_image_answers_for_both_its_examples(data: Path, tmp_path: Path) -> None:
+    mixed, made = mixing_stage(data, tmp_path)
+    plain, _ = mixing_stage(data, tmp_path, mixup=False)
+    plain.module.load_state_dict(mixed.module.state_dict())
+    rows, draws = np.arange(6), Draws((1, "classifier", 1), np.arange(6))
+    others, share = partners(draws, len(made.train))
+    assert set(made.train.labels[rows]) | set(made.train.labels[others]) == {0.0, 1.0}
+    images, partner_images = (torch.from_numpy(made.train.take(r)) for r in (rows, others))
+    between = torch.stack(
+        [s * a + (1 - s) * b for s, a, b in zip(share, images, partner_images, strict=True)]
+    )
+
+    def loss(stage: ClassifierStage, x: torch.Tensor, which: np.ndarray) -> torch.Tensor:
+        batch = train.Batch(images=x, rows=which, draws=draws, done=0.0)
+        return stage.module(batch).loss.detach()
+
+    own, other = loss(plain, between, rows), loss(plain, between, others)
+    assert not torch.allclose(own, other, rtol=0.01)
+    assert torch.allclose(loss(mixed, images, rows), share * own + (1 - share) * other, rtol=1e-4)
 
 
 class Scripted:

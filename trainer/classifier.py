@@ -22,11 +22,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork
 
-from .augment import add_noise, augment, occlude
+from .augment import add_noise, augment, occlude, partners
 from .cache import Examples
 from .checkpoint import Weights
 from .config import TrainingConfig
-from .draws import Draws
 from .metrics import area_under_curve
 from .optimisers import prodigy
 from .train import Batch, Losses
@@ -153,10 +152,10 @@ class _ClassifierLoss(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         config, x = self._config, batch.images
         if config.mixup:
-            others, share = partners(batch.draws, len(self._train))
+            rows, share = partners(batch.draws, len(self._train))
             share = share.to(x.device)
-            other = torch.from_numpy(self._train.take(others)).to(x.device)
-            x = torch.lerp(other, x, share.view(-1, 1, 1, 1))
+            others = torch.from_numpy(self._train.take(rows)).to(x.device)
+            x = torch.lerp(others, x, share.view(-1, 1, 1, 1))
         if config.augment:
             x = augment(x, batch.draws, mirror=config.mirror)
         if config.occlusion:
@@ -166,7 +165,7 @@ class _ClassifierLoss(nn.Module):
         logits = self._network[0].logits(x)
         loss = self._loss(logits, batch.rows)
         if config.mixup:
-            loss = torch.lerp(self._loss(logits, others), loss, share)
+            loss = torch.lerp(self._loss(logits, rows), loss, share)
         return Losses(loss=loss, figures={})
 
     def _loss(self, logits: Tensor, rows: NDArray[np.intp]) -> Tensor:
@@ -181,17 +180,6 @@ class _ClassifierLoss(nn.Module):
         smooth = self._labels[rows].to(logits.device) * (1 - 2 * smoothing) + smoothing
         loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
         return (weights * loss).sum(dim=1)
-
-
-def partners(draws: Draws, count: int) -> tuple[NDArray[np.intp], Tensor]:
-    """The example that each is mixed with, of `count`, and its own share, (b,) in [0.5, 1].
-
-    Mixup (Zhang et al. 2018) with shares by Beta(1/2, 1/2), which is sin(u · pi / 2) squared; the
-    larger one is its own.
-    """
-    u = draws.uniform("mixup", 2)
-    share = torch.sin(u[:, 1] * (math.pi / 2)).square()
-    return (u[:, 0] * count).long().numpy(), torch.maximum(share, 1 - share)
 
 
 def first_modules(model: Any, stages: int) -> list[nn.Module]:
