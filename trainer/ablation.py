@@ -50,6 +50,7 @@ PAPERS = (
     "agreement",
     "scaled",
     "follows",
+    "gamma",
 )
 """What every variant takes from the preset "paper"."""
 

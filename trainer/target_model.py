@@ -132,6 +132,7 @@ def _architecture(
         "decoder_norm": config.decoder_norm,
         "neighbourhood": config.neighbourhood,
         "follows": config.follows,
+        "gamma": config.gamma,
     }
     count = _head_size(ready, given)
     if config.objective == "nem-u":
