@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.augment import add_noise, augment, occlude, partners, smoothing_kernels
-from trainer.draws import Draws, balanced, shuffled
+from trainer.augment import add_noise, augment, occlude, smoothing_kernels
+from trainer.draws import Draws, shuffled
 
 KEY = (1, "classifier", 3)
 CPU = torch.device("cpu")
@@ -79,26 +79,6 @@ def test_an_order_holds_every_number_once() -> None:
     assert not np.array_equal(order, np.arange(101))
 
 
-@pytest.mark.parametrize("chosen", [3, 12, 17])
-def test_a_balanced_order_takes_the_fewer_ones_again(chosen: int) -> None:
-    marked = np.zeros(25, bool)
-    marked[np.random.default_rng(0).permutation(25)[:chosen]] = True
-    order = balanced(KEY, marked)
-    assert order.shape == (25,)
-    assert np.array_equal(marked[order], np.arange(25) % 2 == 0)  # every second one
-    times = np.bincount(order, minlength=25)
-    for kind in (marked, ~marked):
-        assert times[kind].max() - times[kind].min() <= 1
-    assert np.array_equal(order, balanced(KEY, marked))
-    assert not np.array_equal(order, balanced((*KEY[:2], 4), marked))
-
-
-@pytest.mark.parametrize("chosen", [True, False])
-def test_a_balanced_order_of_one_kind(chosen: bool) -> None:
-    order = balanced(KEY, np.full(9, chosen))
-    assert np.array_equal(np.sort(order), np.arange(9))
-
-
 @pytest.mark.parametrize("mirror", [True, False])
 def test_an_example_is_augmented_alike_in_any_batch(mirror: bool) -> None:
     rows = [4, 9, 2, 77]
@@ -123,17 +103,6 @@ def test_an_example_is_occluded_alike_in_any_batch() -> None:
     assert 15 < int(same.sum()) < 45  # half of them, give or take
     changed = ((together - images(rows)).abs() > 0.02).float().mean(dim=(1, 2, 3))[~same]
     assert changed.max() < 0.55
-
-
-def test_partners_are_an_examples_own_and_never_the_larger_part() -> None:
-    rows = list(range(2000))
-    others, share = partners(draws(rows), 7)
-    alone, own = partners(draws([17]), 7)
-    assert (alone[0], own[0]) == (others[17], share[17])
-    assert np.bincount(others).min() > 200  # 286 each, give or take
-    assert share.min() >= 0.5
-    assert share.max() <= 1
-    assert abs(float(share.mean()) - (0.5 + 1 / np.pi)) < 0.01  # of Beta(1/2, 1/2), the larger
 
 
 def test_noise_has_every_size_up_to_the_largest_and_is_an_examples_own() -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,12 @@ from synthetic_sets import write_nih
 
 from nemt_dicom.errors import TrainingError
 from trainer import explanation, train
-from trainer.augment import partners
 from trainer.checkpoint import CheckpointFile
-from trainer.classifier import ClassifierStage
 from trainer.cli import main
-from trainer.config import Places, TrainingConfig
+from trainer.config import TrainingConfig
 from trainer.datasets import find_cases
 from trainer.distributed import Team
-from trainer.draws import Draws, shuffled
 from trainer.explanation import LARGEST_AREA, SMALLEST_AREA, require_not_collapsed
-from trainer.progress import Silent
-from trainer.run import Prepared, prepare
 from trainer.train import batches, read_ahead
 
 OPTIONS = [
@@ -133,7 +129,7 @@ def batches_of(data: Path) -> list[Any]:
     """The batches of an epoch of these runs."""
     found = find_cases([data], target="pneumonia", validation_share=0.15).cases
     count = sum(case.split == "train" for case in found)
-    return batches(shuffled((1, "classifier", 1), count), 4)
+    return batches(TrainingConfig(batch=4), "classifier", 1, count)
 
 
 def test_what_cannot_be_resumed(
@@ -284,10 +280,14 @@ def test_which_epoch_of_the_explanation_module_is_kept(
 
 
 def test_every_example_once_an_epoch_but_for_a_part_of_a_batch() -> None:
-    planned = batches(np.arange(43), 8)
+    config = TrainingConfig(batch=8)
+    planned = batches(config, "classifier", 1, 43)
     assert [len(rows) for rows in planned] == [8] * 5
-    assert np.array_equal(np.concatenate(planned), np.arange(40))
-    assert [len(rows) for rows in batches(np.arange(5), 8)] == [5]
+    assert len(set(np.concatenate(planned))) == 40
+    few = batches(config, "classifier", 1, 5)
+    assert [len(rows) for rows in few] == [5]
+    again = batches(replace(config), "classifier", 1, 43)
+    assert all(np.array_equal(a, b) for a, b in zip(planned, again, strict=True))
 
 
 class Numbered:
@@ -301,7 +301,7 @@ class Numbered:
 
 
 def test_images_come_in_the_order_of_their_batches_and_are_shared_out() -> None:
-    planned = batches(shuffled((1,), 30), 6)
+    planned = batches(TrainingConfig(batch=6), "classifier", 1, 30)
     device = torch.device("cpu")
     found: list[list[float]] = [[], []]
     for rank in (0, 1):
@@ -310,38 +310,6 @@ def test_images_come_in_the_order_of_their_batches_and_are_shared_out() -> None:
             assert images.flatten().tolist() == rows[rank::2].tolist()
             found[rank] += images.flatten().tolist()
     assert sorted(found[0] + found[1]) == list(range(30))
-
-
-def mixing_stage(data: Path, cache: Path, **recipe: Any) -> tuple[ClassifierStage, Prepared]:
-    config = TrainingConfig(
-        backbone="test_efficientnet", pretrained=False, frozen_stages=0, size=64, batch=6,
-        threads=1, augment=False, occlusion=False, average=0.0, **recipe,
-    )  # fmt: skip
-    places = Places(folders=(data,), out=cache, cache=cache)
-    team = Team(rank=0, size=1, device=torch.device("cpu"))
-    made = prepare(config, places, team, Silent())
-    return ClassifierStage(made.network, made.train, made.validation, config, frozen_stages=0), made
-
-
-def test_a_mixed_image_answers_for_both_its_examples(data: Path, tmp_path: Path) -> None:
-    mixed, made = mixing_stage(data, tmp_path)
-    plain, _ = mixing_stage(data, tmp_path, mixup=False)
-    plain.module.load_state_dict(mixed.module.state_dict())
-    rows, draws = np.arange(6), Draws((1, "classifier", 1), np.arange(6))
-    others, share = partners(draws, len(made.train))
-    assert set(made.train.labels[rows]) | set(made.train.labels[others]) == {0.0, 1.0}
-    images, partner_images = (torch.from_numpy(made.train.take(r)) for r in (rows, others))
-    between = torch.stack(
-        [s * a + (1 - s) * b for s, a, b in zip(share, images, partner_images, strict=True)]
-    )
-
-    def loss(stage: ClassifierStage, x: torch.Tensor, which: np.ndarray) -> torch.Tensor:
-        batch = train.Batch(images=x, rows=which, draws=draws, done=0.0)
-        return stage.module(batch).loss.detach()
-
-    own, other = loss(plain, between, rows), loss(plain, between, others)
-    assert not torch.allclose(own, other, rtol=0.01)
-    assert torch.allclose(loss(mixed, images, rows), share * own + (1 - share) * other, rtol=1e-4)
 
 
 class Scripted:
@@ -358,9 +326,6 @@ class Scripted:
         self.module.forward = lambda batch: train.Losses(  # type: ignore[method-assign]
             loss=self._epoch.expand(len(batch.rows)), figures={}
         )
-
-    def order(self, epoch: int) -> np.ndarray:
-        return np.arange(4)
 
     def begin_epoch(self) -> None:
         with torch.no_grad():

@@ -2,9 +2,7 @@
 
 import math
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -76,17 +74,6 @@ def occlude(images: Tensor, draws: Draws) -> Tensor:
     chosen, black = (u[:, column].view(-1, 1, 1, 1) < 0.5 for column in (51, 52))
     background = torch.where(black, filled(images, "black"), filled(images, "blur"))
     return torch.where(chosen, remove(images, blobs, background), images)
-
-
-def partners(draws: Draws, count: int) -> tuple[NDArray[np.intp], Tensor]:
-    """The example of `count` that each is mixed with, (B,), and each one's own share, (B,).
-
-    Mixup (Zhang et al., ICLR 2018), with shares by Beta(1/2, 1/2), which is sin(u · pi / 2)²; the
-    larger one is an example's own: 0.5 to 1, 0.82 on average.
-    """
-    u = draws.uniform("mixup", 2)
-    share = torch.sin(u[:, 1] * (math.pi / 2)).square()
-    return (u[:, 0] * count).long().numpy(), torch.maximum(share, 1 - share)
 
 
 def smoothing_kernels(draws: Draws, side: int, device: torch.device) -> Tensor | None:

@@ -22,11 +22,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork
 
-from .augment import add_noise, augment, occlude, partners
+from .augment import add_noise, augment, occlude
 from .cache import Examples
 from .checkpoint import Weights
 from .config import TrainingConfig
-from .draws import shuffled
 from .metrics import area_under_curve
 from .optimisers import prodigy
 from .train import Batch, Losses
@@ -49,7 +48,6 @@ class ClassifierStage:
     ) -> None:
         self.epochs, self.patience = config.classifier_epochs, config.patience
         self._network, self._validation, self._config = network, validation, config
-        self._count = len(train)
         network.target_model.requires_grad_(True)
         self._frozen = first_modules(network.target_model, frozen_stages)
         for module in self._frozen:
@@ -69,10 +67,6 @@ class ClassifierStage:
                 multi_avg_fn=get_ema_multi_avg_fn(config.average),  # type: ignore[no-untyped-call]
                 use_buffers=True,
             )
-
-    def order(self, epoch: int) -> NDArray[np.intp]:
-        """Every example once."""
-        return shuffled((self._config.seed, self.name, epoch), self._count)
 
     def begin_epoch(self) -> None:
         """Training mode of the target model, but for the stages that are frozen."""
@@ -150,42 +144,32 @@ class _ClassifierLoss(nn.Module):
         super().__init__()
         self.target_model = network.target_model
         self._network = [network]  # in a list: its explanation module is not trained here
-        self._config, self._train = config, train
+        self._config = config
         self._classes = torch.from_numpy(train.classes)
         labels, weights = targets(train, network.architecture.outputs, config)
         self._labels, self._weights = torch.from_numpy(labels), torch.from_numpy(weights)
 
     def forward(self, batch: Batch) -> Losses:
-        config, x = self._config, batch.images
-        if config.mixup:
-            rows, share = partners(batch.draws, len(self._train))
-            share = share.to(x.device)
-            others = torch.from_numpy(self._train.take(rows)).to(x.device)
-            x = torch.lerp(others, x, share.view(-1, 1, 1, 1))
+        network, config = self._network[0], self._config
+        x = batch.images
         if config.augment:
             x = augment(x, batch.draws, mirror=config.mirror)
         if config.occlusion:
             x = occlude(x, batch.draws)
         if config.augment:
             x = add_noise(x, batch.draws, config.noise)
-        logits = self._network[0].logits(x)
-        loss = self._loss(logits, batch.rows)
-        if config.mixup:
-            loss = torch.lerp(self._loss(logits, rows), loss, share)
-        return Losses(loss=loss, figures={})
-
-    def _loss(self, logits: Tensor, rows: NDArray[np.intp]) -> Tensor:
-        """Of each image, (b,), were it the example of that row."""
-        logits, smoothing = logits.float(), self._config.label_smoothing
-        weights = self._weights[rows].to(logits.device)  # (b, outputs)
-        if self._network[0].architecture.activation == "softmax":
-            classes = self._classes[rows].to(logits.device)
-            # twice: as much as a sigmoid's, between two ends
-            loss = F.cross_entropy(logits, classes, label_smoothing=2 * smoothing, reduction="none")
-            return weights[:, 0] * loss
-        smooth = self._labels[rows].to(logits.device) * (1 - 2 * smoothing) + smoothing
+        logits = network.logits(x).float()
+        rows = batch.rows
+        weights = self._weights[rows].to(x.device)  # (b, outputs)
+        if network.architecture.activation == "softmax":
+            classes = self._classes[rows].to(x.device)
+            smoothing = 2 * config.label_smoothing  # as much as a sigmoid's, between two ends
+            loss = F.cross_entropy(logits, classes, label_smoothing=smoothing, reduction="none")
+            return Losses(loss=weights[:, 0] * loss, figures={})
+        labels = self._labels[rows].to(x.device)
+        smooth = labels * (1 - 2 * config.label_smoothing) + config.label_smoothing
         loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
-        return (weights * loss).sum(dim=1)
+        return Losses(loss=(weights * loss).sum(dim=1), figures={})
 
 
 def first_modules(model: Any, stages: int) -> list[nn.Module]:

@@ -162,7 +162,6 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
     _switch(target, "--no-mirror", "mirror", False, "left and right are not exchanged")
     _option(target, "--noise", "noise", "largest standard deviation of the noise that is added")
     _switch(target, "--no-occlusion", "occlusion", False, "no random occlusions")
-    _switch(target, "--no-mixup", "mixup", False, "images are not mixed by pairs")
 
 
 def _mask_options(parser: argparse.ArgumentParser) -> None:
@@ -176,13 +175,6 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
         ("nemt", "nemt-predicted", "nem-u", "literal"),
     )
     _option(mask, "--mask-epochs", "mask_epochs", "epochs at most")
-    _switch(
-        mask,
-        "--unbalanced",
-        "mask_balanced",
-        False,
-        "every example once an epoch, not positives for half of each batch",
-    )
     _switch(
         mask,
         "--best-epoch",

@@ -51,14 +51,13 @@ class TrainingConfig:
     mirror: left and right may be exchanged by augmentation. augment: whether there is any.
     noise: the largest standard deviation of the noise that augmentation adds.
     occlusion: half of the images lose random blobs, so that p falls where evidence is removed and
-    not where anything is. mixup: every image is mixed with another, and the loss is of both labels.
+    not where anything is.
 
     objective: "nemt" explains the target, "nemt-predicted" the largest output, "nem-u" the
     embedding of a feature extractor, "literal" is equation (2) as printed.
-    mask_*: training of the explanation module by Prodigy. mask_balanced: half of each batch are
-    positives, whatever their share of the examples. mask_keeps_last: the last epoch is kept; else
-    the one with the least validation loss, and mask_patience epochs without a better one end the
-    training. area_weight: λ₁. area_warmup: share of
+    mask_*: training of the explanation module by Prodigy. mask_keeps_last: the last epoch is kept;
+    else the one with the least validation loss, and mask_patience epochs without a better one end
+    the training. area_weight: λ₁. area_warmup: share of
     all steps over which λ₁, and the agreement's weight with it, rise from 0; at its full price from
     the start an untrained mask vanishes before it has found what lowers p, and does not come back.
     binary_weight: λ₂ of NEM-U.
@@ -84,7 +83,7 @@ class TrainingConfig:
     bfloat16: bool = False
     validation_share: float = 0.15
 
-    classifier_epochs: int = 20
+    classifier_epochs: int = 14
     frozen_stages: int = 3
     classifier_optimiser: Literal["adamw", "prodigy"] = "adamw"
     classifier_lr: float = 1e-3
@@ -99,11 +98,9 @@ class TrainingConfig:
     mirror: bool = True
     noise: float = 0.02
     occlusion: bool = True
-    mixup: bool = True
 
     objective: ObjectiveName = "nemt"
-    mask_epochs: int = 2
-    mask_balanced: bool = True
+    mask_epochs: int = 4
     mask_keeps_last: bool = True
     mask_patience: int = 5
     decoder: Literal["light", "unet"] = "light"
@@ -121,7 +118,7 @@ class TrainingConfig:
     fill: TrainingFill = "mixed"
     follows: bool = True
     scaled: bool = True
-    gamma: float = 0.7
+    gamma: float = 0.5
     sensitivity: float | None = None
 
     def __post_init__(self) -> None:
@@ -204,9 +201,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.0,
         "noise": 0.0,
         "occlusion": False,
-        "mixup": False,
         "mask_epochs": 5,
-        "mask_balanced": False,
         "decoder": "unet",
         "area_weight": 0.5,
         "area_warmup": 0.0,
@@ -233,7 +228,6 @@ NEM_U: dict[str, dict[str, Any]] = {
         "follows": False,
         "scaled": False,
         "gamma": 1.0,
-        "mask_balanced": False,
     },
     "paper": {"area_weight": 0.125, "neighbourhood": 1},
 }

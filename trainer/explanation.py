@@ -15,7 +15,6 @@ from .augment import add_noise, augment, smoothing_kernels
 from .cache import Examples
 from .checkpoint import Weights
 from .config import TrainingConfig
-from .draws import balanced, shuffled
 from .objectives import (
     Deletion,
     Literal,
@@ -90,7 +89,6 @@ class ExplanationStage:
     ) -> None:
         self.epochs, self.patience = config.mask_epochs, config.mask_patience
         self._network, self._validation, self._config = network, validation, config
-        self._positive = train.labels > 0.5
         nemt = config.objective in {"nemt", "nemt-predicted"}
         scale = mean_response(network, train, config) if config.scaled and nemt else 1.0
         self._objective = objective_of(config, scale)
@@ -100,13 +98,6 @@ class ExplanationStage:
         self.optimiser: torch.optim.Optimizer = prodigy(
             network.explanation_module.parameters(), 1.0, 0.01
         )
-
-    def order(self, epoch: int) -> NDArray[np.intp]:
-        """Every example once, or positives and negatives in turn."""
-        key = (self._config.seed, self.name, epoch)
-        if self._config.mask_balanced:
-            return balanced(key, self._positive)
-        return shuffled(key, len(self._positive))
 
     def begin_epoch(self) -> None:
         """Training mode; the target model stays in evaluation mode."""
