@@ -43,8 +43,6 @@ class Architecture:
     neighbourhood: side of the smoothing window; 1 is no smoothing.
     follows: whether the mask is told the log odds of the output explained; an explanation is then
         weighed by its local probability, too.
-    gamma: the power of an explanation that is served. It changes no ranking of its places: below 1
-        its lower levels come up to what removing them does to the answer.
     """
 
     backbone: str
@@ -60,7 +58,6 @@ class Architecture:
     decoder_norm: Norm
     neighbourhood: int
     follows: bool
-    gamma: float = 1.0
 
     def __post_init__(self) -> None:
         if self.explains == REPRESENTATION:
@@ -74,8 +71,6 @@ class Architecture:
             raise ValueError("classes that exclude each other are at least two")
         if self.neighbourhood < 1:
             raise ValueError("neighbourhood is at least 1 (1: no smoothing)")
-        if not self.gamma > 0:
-            raise ValueError("gamma is above 0 (1: the mask as it is trained)")
         if self.decoder_width % 8:
             raise ValueError("the decoder's width is a multiple of 8")
 
@@ -87,8 +82,9 @@ class Architecture:
 class Answer(NamedTuple):
     """What one pass gives.
 
-    logits: (B, outputs), or the embedding (B, D). mask: (B, 1, S, S), 1 = evidence. weighed: the
-    same times the local probability where the architecture follows, else the mask itself.
+    logits: (B, outputs), or the embedding (B, D). mask: (B, 1, S, S), 1 = evidence, as it is
+    trained. weighed: the mask that is served, (B, 1, S, S): times the local probability where the
+    architecture follows, else the mask itself.
     """
 
     logits: Tensor
@@ -243,10 +239,9 @@ class ExplainedNetwork(nn.Module):
         The first is the probability of the explained output (B,), or the embedding (B, D).
         """
         answer: Answer = self(images)
-        mask = answer.weighed**self.architecture.gamma
         if self.explains_representation:
-            return answer.logits.float(), mask
-        return torch.sigmoid(self.log_odds(answer.logits)), mask
+            return answer.logits.float(), answer.weighed
+        return torch.sigmoid(self.log_odds(answer.logits)), answer.weighed
 
 
 def filled(images: Tensor, fill: Fill) -> Tensor:

@@ -50,7 +50,6 @@ PAPERS = (
     "agreement",
     "scaled",
     "follows",
-    "gamma",
 )
 """What every variant takes from the preset "paper"."""
 

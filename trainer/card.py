@@ -145,11 +145,6 @@ def _objective(recipe: dict[str, Any]) -> str:
             if recipe["follows"]
             else ""
         )
-        + (
-            f" It is served to the power of {recipe['gamma']:g}."
-            if recipe.get("gamma", 1) != 1
-            else ""
-        )
     )
 
 

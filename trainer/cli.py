@@ -210,7 +210,6 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
         False,
         "the mask is neither told the log odds nor weighed by the local probability",
     )
-    _option(mask, "--gamma", "gamma", "power of the mask that is served; 1: as it is trained")
     _option(mask, "--exponent", "exponent", "of the fall; the paper: 2")
     _option(mask, "--preservation", "preservation", "weight of: the evidence alone keeps p")
     _option(

@@ -64,7 +64,7 @@ class TrainingConfig:
     response, exponent, fall_only, preservation, agreement, fill: see objectives.py. scaled: the
     response is divided by its mean on training positives. follows: the mask is told the log odds of
     the output, so that there is little of it where there is little to explain, and what is served
-    is weighed by the local probability. gamma: the power of the mask that is served.
+    is weighed by the local probability.
     sensitivity: the validation sensitivity that the decision threshold shall reach; None chooses it
     by Youden's J.
     """
@@ -118,7 +118,6 @@ class TrainingConfig:
     fill: TrainingFill = "mixed"
     follows: bool = True
     scaled: bool = True
-    gamma: float = 0.5
     sensitivity: float | None = None
 
     def __post_init__(self) -> None:
@@ -138,7 +137,6 @@ class TrainingConfig:
             (self.accumulate > self.batch, "a batch cannot be computed in more parts than images"),
             (not 0 <= self.label_smoothing < 0.5, "label smoothing is at least 0 and below 0.5"),
             (self.frozen_stages < 0, "the number of frozen stages is not negative"),
-            (not self.gamma > 0, "gamma is positive"),
             (not self.area_weight > 0, "the area weight is positive"),
             (
                 min(
@@ -212,7 +210,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "agreement": 0.0,
         "scaled": False,
         "follows": False,
-        "gamma": 1.0,
         "auxiliary": (),
         "mined_weight": 1.0,
     },
@@ -227,7 +224,6 @@ NEM_U: dict[str, dict[str, Any]] = {
         "fill": "black",
         "follows": False,
         "scaled": False,
-        "gamma": 1.0,
     },
     "paper": {"area_weight": 0.125, "neighbourhood": 1},
 }
