@@ -337,6 +337,7 @@ def test_target_picks_its_own_output() -> None:
     ("changes", "message"),
     [
         ({"decoder_width": 12}, "multiple of 8"),
+        ({"gamma": 0.0}, "gamma"),
         ({"activation": "softmax", "outputs": ("pneumonia",)}, "at least two"),
         ({"explains": "representation"}, "no other target"),
         ({"explains": "representation", "follows": True}, "no log odds"),
@@ -489,6 +490,18 @@ def test_the_mask_rises_with_the_log_odds_and_is_weighed_by_the_local_probabilit
     finer = F.interpolate(local, size=batch.shape[-2:], mode="bilinear")
     assert torch.allclose(network.explain(batch)[1], trained * torch.sigmoid(finer), atol=1e-4)
     assert not torch.allclose(network.explain(batch)[1], trained, atol=1e-2)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("follows", [False, True])
+def test_what_is_served_is_the_power_of_what_is_trained(follows: bool) -> None:
+    given = {"backbone": "test_resnet", "follows": follows}
+    plain = ExplainedNetwork(architecture(**given))
+    network = ExplainedNetwork(architecture(**given, gamma=0.5))
+    network.load_state_dict(plain.state_dict())
+    batch = images(3)
+    assert torch.equal(network(batch).weighed, plain(batch).weighed)
+    assert torch.allclose(network.explain(batch)[1] ** 2, plain.explain(batch)[1], atol=1e-6)
 
 
 def test_the_gain_is_trained_and_the_head_is_not() -> None:

@@ -50,6 +50,9 @@ PAPERS = (
     "agreement",
     "scaled",
     "follows",
+    "fades",
+    "gamma",
+    "mask_balanced",
 )
 """What every variant takes from the preset "paper"."""
 
