@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # ./deploy/test.sh [PYTEST_OPTION ...]   installs into .venv and runs every test
+# As many tests at a time as there are processors; -n 0: one after the other.
 # CI=true: a missing server is a failure. NEMT_TEST_DATA: folder of the real radiographs.
 set -euo pipefail
 # shellcheck source=deploy/environment.sh
@@ -20,4 +21,4 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
 fi
 cd "$root"
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n auto --dist loadfile "$@"
