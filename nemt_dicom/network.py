@@ -43,10 +43,6 @@ class Architecture:
     neighbourhood: side of the smoothing window; 1 is no smoothing.
     follows: whether the mask is told the log odds of the output explained; an explanation is then
         weighed by its local probability, too.
-    fades: whether a mask that follows keeps, below even odds, the shape that it has at even odds,
-        and fades as the odds do; without, it shrinks to a peak there.
-    gamma: the power of an explanation that is served. It changes no ranking of its places: below 1
-        its lower levels come up to what removing them does to the answer.
     """
 
     backbone: str
@@ -62,8 +58,6 @@ class Architecture:
     decoder_norm: Norm
     neighbourhood: int
     follows: bool
-    fades: bool = False
-    gamma: float = 1.0
 
     def __post_init__(self) -> None:
         if self.explains == REPRESENTATION:
@@ -77,10 +71,6 @@ class Architecture:
             raise ValueError("classes that exclude each other are at least two")
         if self.neighbourhood < 1:
             raise ValueError("neighbourhood is at least 1 (1: no smoothing)")
-        if self.fades and not self.follows:
-            raise ValueError("a mask that does not follow the log odds has none to fade with")
-        if not self.gamma > 0:
-            raise ValueError("gamma is above 0 (1: the mask as it is trained)")
         if self.decoder_width % 8:
             raise ValueError("the decoder's width is a multiple of 8")
 
@@ -92,8 +82,9 @@ class Architecture:
 class Answer(NamedTuple):
     """What one pass gives.
 
-    logits: (B, outputs), or the embedding (B, D). mask: (B, 1, S, S), 1 = evidence. weighed: the
-    same times the local probability where the architecture follows, else the mask itself.
+    logits: (B, outputs), or the embedding (B, D). mask: (B, 1, S, S), 1 = evidence, as it is
+    trained. weighed: the mask that is served, (B, 1, S, S): times the local probability where the
+    architecture follows, else the mask itself.
     """
 
     logits: Tensor
@@ -233,20 +224,14 @@ class ExplainedNetwork(nn.Module):
         x = self.normalise(images)
         last, features = self.target_model.forward_intermediates(x)
         logits: Tensor = self.target_model.forward_head(last)
-        if not self.architecture.follows:
-            mask = self.smoothing(self.explanation_module.mask(x, features, None), kernels)
+        follows = self.architecture.follows
+        log_odds = self.log_odds(logits) if follows else None
+        mask = self.smoothing(self.explanation_module.mask(x, features, log_odds), kernels)
+        if not follows:
             return Answer(logits, mask, mask)
-        log_odds = self.log_odds(logits).detach()
-        missing = log_odds.clamp(max=0) if self.architecture.fades else torch.zeros_like(log_odds)
-        mask = self.explanation_module.mask(x, features, log_odds - missing)
-        mask = self.smoothing(mask, kernels)
-        missing = missing.view(-1, 1, 1, 1)
-        local = self.local_log_odds(last, logits) - missing
+        local = self.local_log_odds(last, logits)
         finer = F.interpolate(local, size=mask.shape[-2:], mode="bilinear")
-        gain = self.explanation_module.gain
-        assert gain is not None  # it follows
-        faded = mask * torch.exp(gain * missing)
-        return Answer(logits, faded, faded * torch.sigmoid(finer) * torch.exp(missing))
+        return Answer(logits, mask, mask * torch.sigmoid(finer))
 
     def explain(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What is explained and its mask (B, 1, S, S), as it is served and measured.
@@ -254,10 +239,9 @@ class ExplainedNetwork(nn.Module):
         The first is the probability of the explained output (B,), or the embedding (B, D).
         """
         answer: Answer = self(images)
-        mask = answer.weighed**self.architecture.gamma
         if self.explains_representation:
-            return answer.logits.float(), mask
-        return torch.sigmoid(self.log_odds(answer.logits)), mask
+            return answer.logits.float(), answer.weighed
+        return torch.sigmoid(self.log_odds(answer.logits)), answer.weighed
 
 
 def filled(images: Tensor, fill: Fill) -> Tensor:

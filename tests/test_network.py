@@ -1,7 +1,5 @@
 """The network: smoothing, removal, one encoder pass, a target model that never changes."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,6 @@ from torch.nn import functional as F
 
 from nemt_dicom.decoders import NeighbourhoodAveraging, Norm, UNetDecoder
 from nemt_dicom.network import (
-    Answer,
     Architecture,
     ExplainedNetwork,
     Fill,
@@ -340,8 +337,6 @@ def test_target_picks_its_own_output() -> None:
     ("changes", "message"),
     [
         ({"decoder_width": 12}, "multiple of 8"),
-        ({"gamma": 0.0}, "gamma"),
-        ({"fades": True}, "none to fade with"),
         ({"activation": "softmax", "outputs": ("pneumonia",)}, "at least two"),
         ({"explains": "representation"}, "no other target"),
         ({"explains": "representation", "follows": True}, "no log odds"),
@@ -494,43 +489,6 @@ def test_the_mask_rises_with_the_log_odds_and_is_weighed_by_the_local_probabilit
     finer = F.interpolate(local, size=batch.shape[-2:], mode="bilinear")
     assert torch.allclose(network.explain(batch)[1], trained * torch.sigmoid(finer), atol=1e-4)
     assert not torch.allclose(network.explain(batch)[1], trained, atol=1e-2)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("odds", [-3.0, -0.5, 2.0])
-def test_below_even_odds_a_mask_keeps_its_shape_and_fades_as_the_odds_do(odds: float) -> None:
-    given = {"backbone": "test_resnet", "follows": True}
-    network = ExplainedNetwork(architecture(**given, fades=True))
-    network.load_state_dict(random_network("test_resnet").state_dict(), strict=False)
-    gain = float(network.explanation_module.gain.fill_(0.7))
-    image = images(1)
-
-    def answer(of: ExplainedNetwork, log_odds: float) -> Answer:
-        bias = of.target_model.get_classifier().bias
-        bias[of.target_index] += log_odds - float(of.log_odds(of.logits(image)))
-        return of(image)
-
-    found, even = answer(network, odds), answer(network, 0.0)
-    if odds < 0:
-        assert torch.allclose(found.mask, even.mask * math.exp(gain * odds), rtol=1e-3)
-        served = even.weighed * math.exp((1 + gain) * odds)
-        assert torch.allclose(found.weighed, served, rtol=1e-3, atol=1e-7)
-        return
-    plain = ExplainedNetwork(architecture(**given))
-    plain.load_state_dict(network.state_dict())
-    assert torch.equal(answer(plain, odds).weighed, answer(network, odds).weighed)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("follows", [False, True])
-def test_what_is_served_is_the_power_of_what_is_trained(follows: bool) -> None:
-    given = {"backbone": "test_resnet", "follows": follows}
-    plain = ExplainedNetwork(architecture(**given))
-    network = ExplainedNetwork(architecture(**given, gamma=0.5))
-    network.load_state_dict(plain.state_dict())
-    batch = images(3)
-    assert torch.equal(network(batch).weighed, plain(batch).weighed)
-    assert torch.allclose(network.explain(batch)[1] ** 2, plain.explain(batch)[1], atol=1e-6)
 
 
 def test_the_gain_is_trained_and_the_head_is_not() -> None:

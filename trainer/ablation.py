@@ -50,9 +50,6 @@ PAPERS = (
     "agreement",
     "scaled",
     "follows",
-    "fades",
-    "gamma",
-    "mask_balanced",
 )
 """What every variant takes from the preset "paper"."""
 

@@ -145,16 +145,6 @@ def _objective(recipe: dict[str, Any]) -> str:
             if recipe["follows"]
             else ""
         )
-        + (
-            " Below even odds it keeps the shape that it has there, and fades as the odds do."
-            if recipe.get("fades")
-            else ""
-        )
-        + (
-            f" It is served to the power of {recipe['gamma']:g}."
-            if recipe.get("gamma", 1) != 1
-            else ""
-        )
     )
 
 

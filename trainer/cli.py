@@ -177,13 +177,6 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
     _option(mask, "--mask-epochs", "mask_epochs", "epochs at most")
     _switch(
         mask,
-        "--unbalanced",
-        "mask_balanced",
-        False,
-        "every example once an epoch, not images with p above a half for half of each batch",
-    )
-    _switch(
-        mask,
         "--best-epoch",
         "mask_keeps_last",
         False,
@@ -217,10 +210,6 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
         False,
         "the mask is neither told the log odds nor weighed by the local probability",
     )
-    _switch(
-        mask, "--no-fade", "fades", False, "below even odds the mask shrinks to a peak, not fades"
-    )
-    _option(mask, "--gamma", "gamma", "power of the mask that is served; 1: as it is trained")
     _option(mask, "--exponent", "exponent", "of the fall; the paper: 2")
     _option(mask, "--preservation", "preservation", "weight of: the evidence alone keeps p")
     _option(

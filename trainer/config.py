@@ -55,17 +55,16 @@ class TrainingConfig:
 
     objective: "nemt" explains the target, "nemt-predicted" the largest output, "nem-u" the
     embedding of a feature extractor, "literal" is equation (2) as printed.
-    mask_*: training of the explanation module by Prodigy. mask_balanced: half of each batch are
-    images with p above a half, however few they are. mask_keeps_last: the last epoch is kept; else
-    the one with the least validation loss, and mask_patience epochs without a better one end the
-    training. area_weight: λ₁. area_warmup: share of
+    mask_*: training of the explanation module by Prodigy. mask_keeps_last: the last epoch is kept;
+    else the one with the least validation loss, and mask_patience epochs without a better one end
+    the training. area_weight: λ₁. area_warmup: share of
     all steps over which λ₁, and the agreement's weight with it, rise from 0; at its full price from
     the start an untrained mask vanishes before it has found what lowers p, and does not come back.
     binary_weight: λ₂ of NEM-U.
     response, exponent, fall_only, preservation, agreement, fill: see objectives.py. scaled: the
     response is divided by its mean on training positives. follows: the mask is told the log odds of
     the output, so that there is little of it where there is little to explain, and what is served
-    is weighed by the local probability. fades, gamma: see `Architecture`.
+    is weighed by the local probability.
     sensitivity: the validation sensitivity that the decision threshold shall reach; None chooses it
     by Youden's J.
     """
@@ -101,8 +100,7 @@ class TrainingConfig:
     occlusion: bool = True
 
     objective: ObjectiveName = "nemt"
-    mask_epochs: int = 2
-    mask_balanced: bool = True
+    mask_epochs: int = 4
     mask_keeps_last: bool = True
     mask_patience: int = 5
     decoder: Literal["light", "unet"] = "light"
@@ -120,8 +118,6 @@ class TrainingConfig:
     fill: TrainingFill = "mixed"
     follows: bool = True
     scaled: bool = True
-    fades: bool = True
-    gamma: float = 0.7
     sensitivity: float | None = None
 
     def __post_init__(self) -> None:
@@ -141,7 +137,6 @@ class TrainingConfig:
             (self.accumulate > self.batch, "a batch cannot be computed in more parts than images"),
             (not 0 <= self.label_smoothing < 0.5, "label smoothing is at least 0 and below 0.5"),
             (self.frozen_stages < 0, "the number of frozen stages is not negative"),
-            (not self.gamma > 0, "gamma is positive"),
             (not self.area_weight > 0, "the area weight is positive"),
             (
                 min(
@@ -205,7 +200,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "noise": 0.0,
         "occlusion": False,
         "mask_epochs": 5,
-        "mask_balanced": False,
         "decoder": "unet",
         "area_weight": 0.5,
         "area_warmup": 0.0,
@@ -216,8 +210,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "agreement": 0.0,
         "scaled": False,
         "follows": False,
-        "fades": False,
-        "gamma": 1.0,
         "auxiliary": (),
         "mined_weight": 1.0,
     },
@@ -232,9 +224,6 @@ NEM_U: dict[str, dict[str, Any]] = {
         "fill": "black",
         "follows": False,
         "scaled": False,
-        "fades": False,
-        "gamma": 1.0,
-        "mask_balanced": False,
     },
     "paper": {"area_weight": 0.125, "neighbourhood": 1},
 }

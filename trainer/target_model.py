@@ -132,8 +132,6 @@ def _architecture(
         "decoder_norm": config.decoder_norm,
         "neighbourhood": config.neighbourhood,
         "follows": config.follows,
-        "fades": config.follows and config.fades,
-        "gamma": config.gamma,
     }
     count = _head_size(ready, given)
     if config.objective == "nem-u":
