@@ -168,9 +168,14 @@ class Bundle:
             evidence_margin=m.evidence_margin,
         )
 
+    @property
+    def weights(self) -> Path:
+        """The file of the network's tensors."""
+        return self.folder / "model.safetensors"
+
     def network(self, device: str) -> ExplainedNetwork:
         """The network with this bundle's weights, float32, in evaluation mode."""
-        path = self.folder / "model.safetensors"
+        path = self.weights
         try:
             network = ExplainedNetwork(self.architecture)
             weights = load_file(path)

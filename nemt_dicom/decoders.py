@@ -17,8 +17,8 @@ Features = list[Tensor]
 UNET_WIDTHS = (256, 128, 64, 32, 16)
 """Channels of the paper's decoder, coarse to fine."""
 
-FIRST_GAIN = 0.5
-"""Gain before training."""
+FIRST_GAIN = 1.0
+"""Gain before training: what the image shows and how likely the target is add up as log odds do."""
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,

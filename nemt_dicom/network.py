@@ -43,6 +43,12 @@ class Architecture:
     neighbourhood: side of the smoothing window; 1 is no smoothing.
     follows: whether the mask is told the log odds of the output explained; an explanation is then
         weighed by its local probability, too.
+    full_from: of a mask that follows, the log odds whose shape every image is served, so that a
+        large mask and a small one differ by where the evidence is and not by how much of it there
+        is; that is told by the height, which is full from these log odds on and falls below them
+        as the square of the odds. None: it is served as it is trained.
+    gamma: the power to which the shape is served. It changes no ranking of places: below 1 its
+        lower levels come up to what removing them does to the answer.
     """
 
     backbone: str
@@ -58,6 +64,8 @@ class Architecture:
     decoder_norm: Norm
     neighbourhood: int
     follows: bool
+    full_from: float | None = None
+    gamma: float = 1.0
 
     def __post_init__(self) -> None:
         if self.explains == REPRESENTATION:
@@ -71,6 +79,10 @@ class Architecture:
             raise ValueError("classes that exclude each other are at least two")
         if self.neighbourhood < 1:
             raise ValueError("neighbourhood is at least 1 (1: no smoothing)")
+        if self.full_from is not None and not self.follows:
+            raise ValueError("a mask that does not follow the log odds has no height to be full")
+        if not self.gamma > 0:
+            raise ValueError("gamma is above 0 (1: the mask as it is trained)")
         if self.decoder_width % 8:
             raise ValueError("the decoder's width is a multiple of 8")
 
@@ -83,8 +95,8 @@ class Answer(NamedTuple):
     """What one pass gives.
 
     logits: (B, outputs), or the embedding (B, D). mask: (B, 1, S, S), 1 = evidence, as it is
-    trained. weighed: the mask that is served, (B, 1, S, S): times the local probability where the
-    architecture follows, else the mask itself.
+    trained. weighed: the same times the local probability where the architecture follows, else the
+    mask itself.
     """
 
     logits: Tensor
@@ -216,32 +228,43 @@ class ExplainedNetwork(nn.Module):
         return logits.softmax(dim=1) if exclusive else torch.sigmoid(logits)
 
     def forward(self, images: Tensor, kernels: Tensor | None = None) -> Answer:
-        """Prediction and mask in one encoder pass.
+        """Prediction and mask in one encoder pass, as they are trained.
 
         images: (B, C, S, S). kernels: random smoothing kernels (B, side, side), as in training;
         None is their expectation.
         """
-        x = self.normalise(images)
-        last, features = self.target_model.forward_intermediates(x)
-        logits: Tensor = self.target_model.forward_head(last)
-        follows = self.architecture.follows
-        log_odds = self.log_odds(logits) if follows else None
-        mask = self.smoothing(self.explanation_module.mask(x, features, log_odds), kernels)
-        if not follows:
-            return Answer(logits, mask, mask)
-        local = self.local_log_odds(last, logits)
-        finer = F.interpolate(local, size=mask.shape[-2:], mode="bilinear")
-        return Answer(logits, mask, mask * torch.sigmoid(finer))
+        return self._answer(images, kernels, None)
 
     def explain(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What is explained and its mask (B, 1, S, S), as it is served and measured.
 
         The first is the probability of the explained output (B,), or the embedding (B, D).
         """
-        answer: Answer = self(images)
+        full_from = self.architecture.full_from
+        logits, _, weighed = self._answer(images, None, full_from)
+        served = weighed**self.architecture.gamma
         if self.explains_representation:
-            return answer.logits.float(), answer.weighed
-        return torch.sigmoid(self.log_odds(answer.logits)), answer.weighed
+            return logits.float(), served
+        log_odds = self.log_odds(logits)
+        if full_from is not None:
+            served = served * torch.exp(2 * (log_odds - full_from).clamp(max=0)).view(-1, 1, 1, 1)
+        return torch.sigmoid(log_odds), served
+
+    def _answer(self, images: Tensor, kernels: Tensor | None, told: float | None) -> Answer:
+        """told: log odds that the mask is told instead of the image's own, where it follows."""
+        x = self.normalise(images)
+        last, features = self.target_model.forward_intermediates(x)
+        logits: Tensor = self.target_model.forward_head(last)
+        if not self.architecture.follows:
+            mask = self.smoothing(self.explanation_module.mask(x, features, None), kernels)
+            return Answer(logits, mask, mask)
+        local, log_odds = self.local_log_odds(last, logits), self.log_odds(logits)
+        if told is not None:
+            local = local + (told - log_odds).view(-1, 1, 1, 1)
+            log_odds = torch.full_like(log_odds, told)
+        mask = self.smoothing(self.explanation_module.mask(x, features, log_odds), kernels)
+        finer = F.interpolate(local, size=mask.shape[-2:], mode="bilinear")
+        return Answer(logits, mask, mask * torch.sigmoid(finer))
 
 
 def filled(images: Tensor, fill: Fill) -> Tensor:

@@ -1,5 +1,7 @@
 """The network: smoothing, removal, one encoder pass, a target model that never changes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -337,6 +339,8 @@ def test_target_picks_its_own_output() -> None:
     ("changes", "message"),
     [
         ({"decoder_width": 12}, "multiple of 8"),
+        ({"gamma": 0.0}, "gamma"),
+        ({"full_from": 0.0}, "no height"),
         ({"activation": "softmax", "outputs": ("pneumonia",)}, "at least two"),
         ({"explains": "representation"}, "no other target"),
         ({"explains": "representation", "follows": True}, "no log odds"),
@@ -489,6 +493,41 @@ def test_the_mask_rises_with_the_log_odds_and_is_weighed_by_the_local_probabilit
     finer = F.interpolate(local, size=batch.shape[-2:], mode="bilinear")
     assert torch.allclose(network.explain(batch)[1], trained * torch.sigmoid(finer), atol=1e-4)
     assert not torch.allclose(network.explain(batch)[1], trained, atol=1e-2)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("odds", [-3.0, 0.5, 4.0])
+def test_every_image_is_served_one_shape_as_high_as_the_square_of_its_odds(odds: float) -> None:
+    given = {"backbone": "test_resnet", "follows": True, "gamma": 0.5}
+    network = ExplainedNetwork(architecture(**given, full_from=1.0))
+    network.load_state_dict(random_network("test_resnet").state_dict(), strict=False)
+    network.explanation_module.gain.fill_(0.7)
+    as_trained = ExplainedNetwork(architecture(**given))
+    as_trained.load_state_dict(network.state_dict())
+    image = images(1)
+
+    def served(of: ExplainedNetwork, log_odds: float) -> torch.Tensor:
+        bias = of.target_model.get_classifier().bias
+        bias[of.target_index] += log_odds - float(of.log_odds(of.logits(image)))
+        return of.explain(image)[1]
+
+    shape = served(as_trained, 1.0)
+    height = math.exp(2 * min(odds - 1, 0))
+    assert torch.allclose(served(network, odds), shape * height, rtol=1e-3, atol=1e-7)
+    served(as_trained, odds)
+    assert torch.equal(network(image).weighed, as_trained(image).weighed)  # training knows neither
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("follows", [False, True])
+def test_what_is_served_is_the_power_of_what_is_trained(follows: bool) -> None:
+    given = {"backbone": "test_resnet", "follows": follows}
+    plain = ExplainedNetwork(architecture(**given))
+    network = ExplainedNetwork(architecture(**given, gamma=0.5))
+    network.load_state_dict(plain.state_dict())
+    batch = images(3)
+    assert torch.equal(network(batch).weighed, plain(batch).weighed)
+    assert torch.allclose(network.explain(batch)[1] ** 2, plain.explain(batch)[1], atol=1e-6)
 
 
 def test_the_gain_is_trained_and_the_head_is_not() -> None:

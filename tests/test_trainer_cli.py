@@ -114,6 +114,41 @@ def test_the_same_seed_gives_the_same_bundle(trained: Path) -> None:
     ("able", "has"),
     [({"avx2": True, "avx512_bf16": False}, False), ({"amx_bf16": True}, True), ({}, False)],
 )
+def test_a_bundles_target_model_gets_another_explanation_module(
+    trained: Path, tmp_path: Path
+) -> None:
+    sets, out = trained.parent, tmp_path / "again"
+    data = ["--data", str(sets / "rsna"), "--data", str(sets / "nih")]
+    mask = ["--mask-epochs", "2", "--batch", "8", "--threads", "1", "--seed", "2"]
+    given = ["--target", "pneumonia", "--target-model", str(trained), *mask]
+    assert main([*given, *data, "--out", str(out)]) == 0
+    one, other = Bundle.load(trained), Bundle.load(out)
+    before, after = one.network("cpu"), other.network("cpu")
+    for name, value in before.target_model.state_dict().items():
+        assert torch.equal(value, after.target_model.state_dict()[name]), name
+    assert other.architecture.outputs == one.architecture.outputs
+    assert other.preprocessing.size == 64
+    recipe = other.manifest.training["recipe"]
+    assert (recipe["backbone"], recipe["classifier_epochs"]) == ("test_efficientnet", 2)
+    assert recipe["mask_epochs"] == 2
+    origin = other.manifest.training["target_model_bundle"]
+    assert origin["digest"] == one.digest
+    assert [e[1] for e in origin["epochs"]] == [1, 2]
+    assert other.manifest.training["epochs"][0][0] == "explanation module"
+    card = (out / "MODEL_CARD.md").read_text("utf-8")
+    assert f"that of pneumonia {one.manifest.version} (`{one.digest[:12]}`)" in card
+    assert "Its target model was trained by" in card
+
+
+def test_a_bundle_on_other_data_is_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_rsna(tmp_path / "rsna", count=16)
+    given = ["--target", "pneumonia", "--target-model", str(trained), "--data", str(other)]
+    assert main([*given, "--batch", "8", "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    assert "was trained on other data" in " ".join(capsys.readouterr().err.split())
+
+
 def test_mixed_precision_where_the_processor_has_it(
     monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], has: bool
 ) -> None:

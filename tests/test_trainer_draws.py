@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer.augment import add_noise, augment, occlude, smoothing_kernels
-from trainer.draws import Draws, shuffled
+from trainer.draws import Draws, balanced, shuffled
 
 KEY = (1, "classifier", 3)
 CPU = torch.device("cpu")
@@ -77,6 +77,26 @@ def test_an_order_holds_every_number_once() -> None:
     assert sorted(order) == list(range(101))
     assert np.array_equal(order, shuffled(KEY, 101))
     assert not np.array_equal(order, np.arange(101))
+
+
+@pytest.mark.parametrize("chosen", [3, 12, 17])
+def test_a_balanced_order_takes_the_fewer_ones_again(chosen: int) -> None:
+    marked = np.zeros(25, bool)
+    marked[np.random.default_rng(0).permutation(25)[:chosen]] = True
+    order = balanced(KEY, marked)
+    assert order.shape == (25,)
+    assert np.array_equal(marked[order], np.arange(25) % 2 == 0)  # every second one
+    times = np.bincount(order, minlength=25)
+    for kind in (marked, ~marked):
+        assert times[kind].max() - times[kind].min() <= 1
+    assert np.array_equal(order, balanced(KEY, marked))
+    assert not np.array_equal(order, balanced((*KEY[:2], 4), marked))
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_balanced_order_of_one_kind(chosen: bool) -> None:
+    order = balanced(KEY, np.full(9, chosen))
+    assert np.array_equal(np.sort(order), np.arange(9))
 
 
 @pytest.mark.parametrize("mirror", [True, False])

@@ -50,6 +50,9 @@ PAPERS = (
     "agreement",
     "scaled",
     "follows",
+    "full_from",
+    "gamma",
+    "mask_balanced",
 )
 """What every variant takes from the preset "paper"."""
 

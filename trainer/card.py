@@ -57,7 +57,8 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
     data, training, metrics = (description[name] for name in ("data", "training", "metrics"))
     terms = [DATA_TERMS[name] for name in data["sources"]]
     terms += [note[:1].upper() + note[1:] + "." for note in data.get("notes", [])]
-    own_start = training["target_model_file"] is None and training["initial_weights_file"] is None
+    start = training.get("target_model_bundle") or training  # where its target model was trained
+    own_start = start["target_model_file"] is None and start["initial_weights_file"] is None
     if training["recipe"]["pretrained"] and own_start:
         terms.append(f"{WEIGHTS_TERMS}; {_changes(training['recipe'])}.")
     biases = [BIASES[name] for name in data["sources"] if name in BIASES]
@@ -110,11 +111,11 @@ def _model(description: dict[str, Any], architecture: dict[str, Any]) -> str:
         "unet": "the paper's U-Net decoder",
     }[architecture["decoder"]]
     side = architecture["neighbourhood"]
-    given = (
-        f", weights given as a file of SHA-256 `{training['target_model_file'][:16]}...`"
-        if training["target_model_file"]
-        else ""
-    )
+    given = ""
+    if taken := training.get("target_model_bundle"):
+        given = f", that of {taken['name']} {taken['version']} (`{taken['digest'][:12]}`)"
+    elif training["target_model_file"]:
+        given = f", weights given as a file of SHA-256 `{training['target_model_file'][:16]}...`"
     return (
         f"## Model\n\nTarget model: `{architecture['backbone']}` (timm), "
         f"{parameters['target_model']:,} parameters, frozen{given}. Explanation module: {decoder} "
@@ -143,6 +144,17 @@ def _objective(recipe: dict[str, Any]) -> str:
             " The mask is told the log odds of the output, and what is served is weighed by the "
             "local probability (class activation map)."
             if recipe["follows"]
+            else ""
+        )
+        + (
+            f" It is served to the power of {recipe['gamma']:g}."
+            if recipe.get("gamma", 1) != 1
+            else ""
+        )
+        + (
+            f" Every image is served the shape that its mask has at log odds of {full:g}; its "
+            "height is full from there on, and below falls as the square of the odds."
+            if (full := recipe.get("full_from")) is not None
             else ""
         )
     )
@@ -220,5 +232,15 @@ def _origin(training: dict[str, Any]) -> str:
         f"## Origin\n\nTrained by `nemt-train` {code['version']} at commit "
         f"`{code['commit']}`{dirty} (SHA-256 of its Python sources `{code['sources'][:16]}...`), "
         f"seed {training['recipe']['seed']}, on {training['device']}, in "
-        f"{training['minutes']:.0f} minutes."
+        f"{training['minutes']:.0f} minutes.{_of_the_target_model(training)}"
+    )
+
+
+def _of_the_target_model(training: dict[str, Any]) -> str:
+    start = training.get("target_model_bundle")
+    if not start:
+        return ""
+    return (
+        f" Its target model was trained by {start['code']['version']} at commit "
+        f"`{start['code']['commit']}`, on {start['device']}."
     )

@@ -26,6 +26,7 @@ from .augment import add_noise, augment, occlude
 from .cache import Examples
 from .checkpoint import Weights
 from .config import TrainingConfig
+from .draws import shuffled
 from .metrics import area_under_curve
 from .optimisers import prodigy
 from .train import Batch, Losses
@@ -48,6 +49,7 @@ class ClassifierStage:
     ) -> None:
         self.epochs, self.patience = config.classifier_epochs, config.patience
         self._network, self._validation, self._config = network, validation, config
+        self._count = len(train)
         network.target_model.requires_grad_(True)
         self._frozen = first_modules(network.target_model, frozen_stages)
         for module in self._frozen:
@@ -67,6 +69,10 @@ class ClassifierStage:
                 multi_avg_fn=get_ema_multi_avg_fn(config.average),  # type: ignore[no-untyped-call]
                 use_buffers=True,
             )
+
+    def order(self, epoch: int) -> NDArray[np.intp]:
+        """Every example once."""
+        return shuffled((self._config.seed, self.name, epoch), self._count)
 
     def begin_epoch(self) -> None:
         """Training mode of the target model, but for the stages that are frozen."""

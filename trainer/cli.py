@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from nemt_dicom.bundle import Bundle
-from nemt_dicom.errors import NemtError
+from nemt_dicom.errors import NemtError, TrainingError
 
 from .ablation import run_ablation
 from .bars import Bars
 from .cache import default_cache
-from .config import NEM_U, PRESETS, Places, TrainingConfig, has_bfloat16
+from .config import NEM_U, OF_THE_TARGET_MODEL, PRESETS, Places, TrainingConfig, has_bfloat16
 from .dry_run import dry_run
 from .memory import keep_memory
 from .progress import Progress, Silent
@@ -134,8 +134,9 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--target-model",
         type=Path,
-        metavar="FILE",
-        help="explain this trained model: its state dict as safetensors or torch checkpoint",
+        metavar="FILE|BUNDLE",
+        help="explain this trained model: its state dict as safetensors or torch checkpoint, or a "
+        "bundle's folder, whose target model gets another explanation module",
     )
     target.add_argument("--output", metavar="N|NAME", help="its output to explain (the target)")
     target.add_argument("--output-names", metavar="A,B,...", help="names of its outputs, in order")
@@ -177,6 +178,13 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
     _option(mask, "--mask-epochs", "mask_epochs", "epochs at most")
     _switch(
         mask,
+        "--unbalanced",
+        "mask_balanced",
+        False,
+        "every example once an epoch, not images with p above a half for half of each batch",
+    )
+    _switch(
+        mask,
         "--best-epoch",
         "mask_keeps_last",
         False,
@@ -210,6 +218,13 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
         False,
         "the mask is neither told the log odds nor weighed by the local probability",
     )
+    _option(
+        mask,
+        "--full-from",
+        "full_from",
+        "log odds whose shape a served mask has, and from which on it is at its full height",
+    )
+    _option(mask, "--gamma", "gamma", "power of the mask that is served; 1: as it is trained")
     _option(mask, "--exponent", "exponent", "of the fall; the paper: 2")
     _option(mask, "--preservation", "preservation", "weight of: the evidence alone keeps p")
     _option(
@@ -264,8 +279,23 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
         if names in group:
             group[names] = tuple(n.strip() for n in group[names].split(",") if n.strip())
     places.setdefault("cache", default_cache())
+    if "target_model" in places and places["target_model"].is_dir():
+        recipe |= _of_bundle(places)
     given.setdefault("bfloat16", has_bfloat16(given.get("device", TrainingConfig.device)))
     return TrainingConfig(**(recipe | given)), Places(**places), task
+
+
+def _of_bundle(places: dict[str, Any]) -> dict[str, Any]:
+    """Makes a bundle's target model the one explained; what its recipe says of its training."""
+    bundle = Bundle.load(places["target_model"])
+    if not bundle.architecture.outputs:
+        raise TrainingError(f"{bundle.folder} explains a representation and has no classifier")
+    places["bundle"], places["target_model"] = bundle, bundle.weights
+    places["output_names"] = bundle.architecture.outputs
+    places["activation"] = bundle.architecture.activation
+    known = bundle.manifest.training["recipe"]
+    found = {name: known[name] for name in OF_THE_TARGET_MODEL if name in known}
+    return found | {"auxiliary": tuple(found.get("auxiliary", ()))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

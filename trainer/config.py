@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from nemt_dicom.bundle import Bundle
 from nemt_dicom.decoders import Norm
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import Fill
@@ -55,16 +56,17 @@ class TrainingConfig:
 
     objective: "nemt" explains the target, "nemt-predicted" the largest output, "nem-u" the
     embedding of a feature extractor, "literal" is equation (2) as printed.
-    mask_*: training of the explanation module by Prodigy. mask_keeps_last: the last epoch is kept;
-    else the one with the least validation loss, and mask_patience epochs without a better one end
-    the training. area_weight: λ₁. area_warmup: share of
+    mask_*: training of the explanation module by Prodigy. mask_balanced: half of each batch are
+    images with p above a half, however few they are. mask_keeps_last: the last epoch is kept; else
+    the one with the least validation loss, and mask_patience epochs without a better one end the
+    training. area_weight: λ₁. area_warmup: share of
     all steps over which λ₁, and the agreement's weight with it, rise from 0; at its full price from
     the start an untrained mask vanishes before it has found what lowers p, and does not come back.
     binary_weight: λ₂ of NEM-U.
     response, exponent, fall_only, preservation, agreement, fill: see objectives.py. scaled: the
     response is divided by its mean on training positives. follows: the mask is told the log odds of
     the output, so that there is little of it where there is little to explain, and what is served
-    is weighed by the local probability.
+    is weighed by the local probability. full_from, gamma: see `Architecture`.
     sensitivity: the validation sensitivity that the decision threshold shall reach; None chooses it
     by Youden's J.
     """
@@ -101,6 +103,7 @@ class TrainingConfig:
 
     objective: ObjectiveName = "nemt"
     mask_epochs: int = 4
+    mask_balanced: bool = True
     mask_keeps_last: bool = True
     mask_patience: int = 5
     decoder: Literal["light", "unet"] = "light"
@@ -108,16 +111,18 @@ class TrainingConfig:
     decoder_norm: Norm = "batch"
     neighbourhood: int = 21
     area_weight: float = 1.5
-    area_warmup: float = 0.6
+    area_warmup: float = 0.5
     binary_weight: float = 0.25
     response: Response = "evidence"
     exponent: float = 1.0
     fall_only: bool = True
     preservation: float = 0.0
-    agreement: float = 1.33
+    agreement: float = 4.0
     fill: TrainingFill = "mixed"
     follows: bool = True
     scaled: bool = True
+    full_from: float | None = 1.0
+    gamma: float = 0.5
     sensitivity: float | None = None
 
     def __post_init__(self) -> None:
@@ -137,6 +142,7 @@ class TrainingConfig:
             (self.accumulate > self.batch, "a batch cannot be computed in more parts than images"),
             (not 0 <= self.label_smoothing < 0.5, "label smoothing is at least 0 and below 0.5"),
             (self.frozen_stages < 0, "the number of frozen stages is not negative"),
+            (not self.gamma > 0, "gamma is positive"),
             (not self.area_weight > 0, "the area weight is positive"),
             (
                 min(
@@ -200,6 +206,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "noise": 0.0,
         "occlusion": False,
         "mask_epochs": 5,
+        "mask_balanced": False,
         "decoder": "unet",
         "area_weight": 0.5,
         "area_warmup": 0.0,
@@ -210,6 +217,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "agreement": 0.0,
         "scaled": False,
         "follows": False,
+        "full_from": None,
+        "gamma": 1.0,
         "auxiliary": (),
         "mined_weight": 1.0,
     },
@@ -224,11 +233,23 @@ NEM_U: dict[str, dict[str, Any]] = {
         "fill": "black",
         "follows": False,
         "scaled": False,
+        "full_from": None,
+        "gamma": 1.0,
+        "mask_balanced": False,
     },
     "paper": {"area_weight": 0.125, "neighbourhood": 1},
 }
 """What the objective "nem-u" brings along to each preset. The paper smooths in the supervised case
 only."""
+
+
+OF_THE_TARGET_MODEL = (
+    "backbone", "pretrained", "size", "low_percentile", "high_percentile", "validation_share",
+    "classifier_epochs", "frozen_stages", "classifier_optimiser", "classifier_lr",
+    "classifier_weight_decay", "average", "patience", "label_smoothing", "auxiliary",
+    "auxiliary_weight", "mined_weight", "occlusion",
+)  # fmt: skip
+"""What of a recipe a target model takes along into the bundle of another explanation module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,13 +258,15 @@ class Places:
 
     folders: the data. out: the new bundle. cache: of preprocessed images. target_model: weights of
     a trained target model, and output, the index or the name of the output explained, of
-    output_names. initial_weights: weights that training of the target model starts from.
+    output_names. bundle: the one that target model is taken from, where it is. initial_weights:
+    weights that training of the target model starts from.
     """
 
     folders: tuple[Path, ...]
     out: Path
     cache: Path
     target_model: Path | None = None
+    bundle: Bundle | None = None
     output: str | None = None
     output_names: tuple[str, ...] = ()
     activation: Literal["sigmoid", "softmax"] = "sigmoid"

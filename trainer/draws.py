@@ -40,6 +40,24 @@ def shuffled(key: Sequence[int | str], count: int) -> NDArray[np.intp]:
     return _generator((*key, "order"), 0).permutation(count)
 
 
+def balanced(key: Sequence[int | str], chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """As many numbers below len(chosen), (N,) bool, every second one of them chosen.
+
+    Each kind comes in a random order and, where it is the smaller one, again in another. Where
+    there is one kind only it is `shuffled`.
+    """
+    kinds = [np.flatnonzero(chosen), np.flatnonzero(~chosen)]
+    if not all(map(len, kinds)):
+        return shuffled(key, len(chosen))
+    order = np.empty(len(chosen), np.intp)
+    for place, kind in enumerate(kinds):
+        wanted = order[place::2]
+        rounds = range(-(-len(wanted) // len(kind)))
+        again = [kind[shuffled((*key, place, n), len(kind))] for n in rounds]
+        wanted[:] = np.concatenate(again)[: len(wanted)]
+    return order
+
+
 def _generator(key: Sequence[int | str], row: int) -> np.random.Generator:
     digest = hashlib.sha256(repr(tuple(key)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=[int.from_bytes(digest[:8], "big"), row]))

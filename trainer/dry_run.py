@@ -68,7 +68,7 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
     for name, (make, epochs) in makers.items():
         if name == "explanation module" and asks:
             _as_trained(network, torch.from_numpy(examples.take(np.arange(config.batch))))
-        steps = epochs * len(batches(config, name, 1, len(cases)))
+        steps = epochs * len(batches(np.arange(len(cases)), config.batch))
         bare, piped = rates(make, network, examples, config, progress)
         total += steps / piped
         figures = (f"{bare:.2f}", f"{piped:.2f}", f"{piped / bare:.0%}")
@@ -130,11 +130,11 @@ def rates(
     """
     team = Team(rank=0, size=1, device=torch.device(config.device))
     plain = replace(config, augment=False, occlusion=False)
-    name = make(plain).name
-    first = batches(config, name, 1, len(examples))[0]
+    stage = make(plain)
+    name, first = stage.name, batches(stage.order(1), config.batch)[0]
     held = torch.from_numpy(examples.take(first)).to(team.device)
     planned = [
-        rows for epoch in range(STEPS + 1) for rows in batches(config, name, epoch, len(examples))
+        rows for epoch in range(STEPS + 1) for rows in batches(stage.order(epoch), config.batch)
     ][: STEPS + 1]
     times: dict[bool, list[float]] = {False: [], True: []}
     progress.stage(f"timing, {name}", 2 * len(planned))

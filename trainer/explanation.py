@@ -1,5 +1,6 @@
 """The stage that trains the explanation module on a frozen target model."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from .agreement import SQUARE_NUMBERS
 from .augment import add_noise, augment, smoothing_kernels
 from .cache import Examples
 from .checkpoint import Weights
+from .classifier import probabilities
 from .config import TrainingConfig
+from .draws import balanced, shuffled
 from .objectives import (
     Deletion,
     Literal,
@@ -88,7 +91,8 @@ class ExplanationStage:
         collapse_ends: bool = True,
     ) -> None:
         self.epochs, self.patience = config.mask_epochs, config.mask_patience
-        self._network, self._validation, self._config = network, validation, config
+        self._network, self._config = network, config
+        self._train, self._validation = train, validation
         nemt = config.objective in {"nemt", "nemt-predicted"}
         scale = mean_response(network, train, config) if config.scaled and nemt else 1.0
         self._objective = objective_of(config, scale)
@@ -98,6 +102,17 @@ class ExplanationStage:
         self.optimiser: torch.optim.Optimizer = prodigy(
             network.explanation_module.parameters(), 1.0, 0.01
         )
+
+    def order(self, epoch: int) -> NDArray[np.intp]:
+        """Every example once, or what has p above a half and what has not in turn."""
+        key = (self._config.seed, self.name, epoch)
+        if self._config.mask_balanced:
+            return balanced(key, self._likely)
+        return shuffled(key, len(self._train))
+
+    @cached_property
+    def _likely(self) -> NDArray[np.bool_]:
+        return probabilities(self._network, self._train) > 0.5
 
     def begin_epoch(self) -> None:
         """Training mode; the target model stays in evaluation mode."""

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from nemt_dicom import __version__
+from nemt_dicom.bundle import Bundle
 from nemt_dicom.network import ExplainedNetwork
 
+from .classifier import ClassifierStage
 from .config import Places, TrainingConfig
 from .datasets import Dataset, describe, fingerprint
 from .target_model import file_digest
@@ -41,6 +43,7 @@ def describe_bundle(
         "training": {
             "recipe": config.to_manifest(),
             "target_model_file": file_digest(places.target_model),
+            "target_model_bundle": places.bundle and _trained(places.bundle),
             "initial_weights_file": file_digest(places.initial_weights),
             "thresholds": thresholds.found,
             "libraries": {name: version(name) for name in ("torch", "timm", "prodigyopt")},
@@ -57,6 +60,22 @@ def describe_bundle(
             "notes": list(dataset.notes),
         },
         "metrics": {},
+    }
+
+
+def _trained(bundle: Bundle) -> dict[str, Any]:
+    """Which bundle a target model is taken from, and how that says it was trained."""
+    manifest, training = bundle.manifest, bundle.manifest.training
+    if training.get("target_model_bundle"):
+        return dict(training["target_model_bundle"])  # where it was trained
+    as_they_are = ("code", "device", "target_model_file", "initial_weights_file")
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "digest": bundle.digest,
+        "data": manifest.data.get("fingerprint"),
+        "epochs": [e for e in training.get("epochs", []) if e[0] == ClassifierStage.name],
+        **{key: training.get(key) for key in as_they_are},
     }
 
 

@@ -46,7 +46,8 @@ def label_randomisation(
     Raises `DataError` for a bundle whose target model was given, for its labels are not here.
     """
     recipe = bundle.manifest.training["recipe"]
-    if bundle.architecture.explains != "target" or bundle.manifest.training["target_model_file"]:
+    start = bundle.manifest.training.get("target_model_bundle") or bundle.manifest.training
+    if bundle.architecture.explains != "target" or start["target_model_file"]:
         raise DataError(
             "label randomisation trains the target model anew, and this bundle's was given or has "
             "no target: leave --label-randomisation out"

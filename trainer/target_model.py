@@ -132,6 +132,8 @@ def _architecture(
         "decoder_norm": config.decoder_norm,
         "neighbourhood": config.neighbourhood,
         "follows": config.follows,
+        "full_from": config.full_from if config.follows else None,
+        "gamma": config.gamma,
     }
     count = _head_size(ready, given)
     if config.objective == "nem-u":

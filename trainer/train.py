@@ -24,7 +24,7 @@ from .cache import Examples
 from .checkpoint import CheckpointFile, Epoch, Standing, Weights
 from .config import TrainingConfig
 from .distributed import Team
-from .draws import Draws, shuffled
+from .draws import Draws
 from .progress import Progress, Silent
 
 SAVE_EVERY = 600.0
@@ -65,6 +65,9 @@ class Stage(Protocol):
     module: nn.Module
     optimiser: torch.optim.Optimizer
     advice: str
+
+    def order(self, epoch: int) -> NDArray[np.intp]:
+        """The training examples of an epoch, (N,) row numbers, as they are taken."""
 
     def begin_epoch(self) -> None:
         """Sets the modules to training."""
@@ -136,12 +139,12 @@ def fit(stage: Stage, examples: Examples, run: Run) -> None:
         stage.keep(None)  # the checkpoint is of a later stage
         return
     module = team.wrap(stage.module)
-    steps = len(batches(config, stage.name, 1, len(examples)))
+    steps = len(batches(stage.order(1), config.batch))
     run.progress.stage(stage.name, stage.epochs * steps)
     run.progress.step(done=(standing.epoch - 1) * steps + standing.done)
     while standing.epoch <= stage.epochs and not standing.over:
         stage.begin_epoch()
-        planned = batches(config, stage.name, standing.epoch, len(examples))[standing.done :]
+        planned = batches(stage.order(standing.epoch), config.batch)[standing.done :]
         saved = time.monotonic()
         for rows, images in read_ahead(examples, planned, team):
             done = ((standing.epoch - 1) * steps + standing.done) / (stage.epochs * steps)
@@ -161,11 +164,11 @@ def fit(stage: Stage, examples: Examples, run: Run) -> None:
     run.progress.note(f"{stage.name}: kept as after epoch {standing.kept_epoch}")
 
 
-def batches(config: TrainingConfig, stage: str, epoch: int, count: int) -> list[NDArray[np.intp]]:
-    """The epoch's examples in batches, shuffled; a last one that is not full is left out."""
-    order = shuffled((config.seed, stage, epoch), count)
-    whole = count - count % config.batch if count >= config.batch else count
-    return [order[i : i + config.batch] for i in range(0, whole, config.batch)]
+def batches(order: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
+    """An epoch's examples in batches; a last one that is not full is left out."""
+    count = len(order)
+    whole = count - count % size if count >= size else count
+    return [order[i : i + size] for i in range(0, whole, size)]
 
 
 def read_ahead(
