@@ -110,10 +110,6 @@ def test_the_same_seed_gives_the_same_bundle(trained: Path) -> None:
     assert (again / name).read_bytes() == (trained / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("able", "has"),
-    [({"avx2": True, "avx512_bf16": False}, False), ({"amx_bf16": True}, True), ({}, False)],
-)
 def test_a_bundles_target_model_gets_another_explanation_module(
     trained: Path, tmp_path: Path
 ) -> None:
@@ -149,6 +145,10 @@ def test_a_bundle_on_other_data_is_told(
     assert "was trained on other data" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("able", "has"),
+    [({"avx2": True, "avx512_bf16": False}, False), ({"amx_bf16": True}, True), ({}, False)],
+)
 def test_mixed_precision_where_the_processor_has_it(
     monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], has: bool
 ) -> None:

@@ -257,24 +257,25 @@ def test_a_collapse_may_lie_on_the_way(
     assert len(list(left)) == (0 if ends is None else len(areas) - ends)
 
 
-@pytest.mark.parametrize(("options", "kept"), [((), 3), (("--best-epoch",), 2)])
+@pytest.mark.parametrize(("keep", "kept"), [("last", 3), ("loss", 2), ("faithful", 1)])
 def test_which_epoch_of_the_explanation_module_is_kept(
     data: Path,
     target_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    options: tuple[str, ...],
+    keep: str,
     kept: int,
 ) -> None:
-    losses = iter([3.0, 1.0, 2.0])
+    losses, faithful = iter([3.0, 1.0, 2.0]), iter([0.3, 0.1, 0.2])
 
     def validated(*_: Any) -> dict[str, float]:
         return {"loss": next(losses), "area_positive": 0.2}
 
-    given = (*mask_only(target_model, epochs=3), "--area-warmup", "0", *options)
+    given = (*mask_only(target_model, epochs=3), "--area-warmup", "0", "--keep", keep)
     with monkeypatch.context() as patch:
         patch.setattr(explanation, "validate", validated)
+        patch.setattr(explanation, "mean_faithfulness", lambda *_: next(faithful))
         assert main(command(data, tmp_path / "out", *given)) == 0
     assert f"explanation module: kept as after epoch {kept}" in capsys.readouterr().err
 

@@ -53,6 +53,7 @@ PAPERS = (
     "full_from",
     "gamma",
     "mask_balanced",
+    "keep",
 )
 """What every variant takes from the preset "paper"."""
 

@@ -183,12 +183,13 @@ def _mask_options(parser: argparse.ArgumentParser) -> None:
         False,
         "every example once an epoch, not images with p above a half for half of each batch",
     )
-    _switch(
+    _option(
         mask,
-        "--best-epoch",
-        "mask_keeps_last",
-        False,
-        "keep the epoch with the least validation loss, and stop early; not the last one",
+        "--keep",
+        "keep",
+        "the epoch whose masks are most faithful on validation, the last one, or the one with the "
+        "least validation loss",
+        ("faithful", "last", "loss"),
     )
     _option(mask, "--area-weight", "area_weight", "λ₁, the price of a mask's area")
     _option(mask, "--area-warmup", "area_warmup", "share of the steps over which λ₁ rises from 0")

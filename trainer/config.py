@@ -57,11 +57,12 @@ class TrainingConfig:
     objective: "nemt" explains the target, "nemt-predicted" the largest output, "nem-u" the
     embedding of a feature extractor, "literal" is equation (2) as printed.
     mask_*: training of the explanation module by Prodigy. mask_balanced: half of each batch are
-    images with p above a half, however few they are. mask_keeps_last: the last epoch is kept; else
-    the one with the least validation loss, and mask_patience epochs without a better one end the
-    training. area_weight: λ₁. area_warmup: share of
-    all steps over which λ₁, and the agreement's weight with it, rise from 0; at its full price from
-    the start an untrained mask vanishes before it has found what lowers p, and does not come back.
+    images with p above a half, however few they are. keep: the epoch that is kept, the one most
+    "faithful" on validation positives, the "last", or the one with the least validation "loss";
+    but for the last, mask_patience epochs without a better one end the training. area_weight: λ₁.
+    area_warmup: share of all steps over which λ₁, and the agreement's weight with it, rise from 0;
+    at its full price from the start an untrained mask vanishes before it has found what lowers p,
+    and does not come back.
     binary_weight: λ₂ of NEM-U.
     response, exponent, fall_only, preservation, agreement, fill: see objectives.py. scaled: the
     response is divided by its mean on training positives. follows: the mask is told the log odds of
@@ -104,14 +105,14 @@ class TrainingConfig:
     objective: ObjectiveName = "nemt"
     mask_epochs: int = 4
     mask_balanced: bool = True
-    mask_keeps_last: bool = True
+    keep: Literal["faithful", "last", "loss"] = "faithful"
     mask_patience: int = 5
     decoder: Literal["light", "unet"] = "light"
     decoder_width: int = 64
     decoder_norm: Norm = "batch"
     neighbourhood: int = 21
-    area_weight: float = 1.5
-    area_warmup: float = 0.5
+    area_weight: float = 1.0
+    area_warmup: float = 0.3
     binary_weight: float = 0.25
     response: Response = "evidence"
     exponent: float = 1.0
@@ -164,6 +165,10 @@ class TrainingConfig:
                 self.sensitivity is not None and not 0 < self.sensitivity <= 1,
                 "the sensitivity lies above 0 and is at most 1",
             ),
+            (
+                self.objective == "nem-u" and self.keep == "faithful",
+                "faithfulness is of a target, and a representation has none: keep the last epoch",
+            ),
             (self.decoder_width % 8 != 0, "the decoder's width is a multiple of 8"),
         ):
             if wrong:
@@ -207,6 +212,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "occlusion": False,
         "mask_epochs": 5,
         "mask_balanced": False,
+        "keep": "last",
         "decoder": "unet",
         "area_weight": 0.5,
         "area_warmup": 0.0,
@@ -236,6 +242,7 @@ NEM_U: dict[str, dict[str, Any]] = {
         "full_from": None,
         "gamma": 1.0,
         "mask_balanced": False,
+        "keep": "last",
     },
     "paper": {"area_weight": 0.125, "neighbourhood": 1},
 }

@@ -32,9 +32,8 @@ from .comparison import (
 )
 from .datasets import Dataset, fingerprint
 from .decisions import Device
-from .explanation import soft_masks
+from .explanation import asked_without_evidence, soft_masks
 from .maps import attribute
-from .metrics import Probability
 from .origin import code_state, device_name
 from .plan import Evaluation, Plan, methods_of
 from .progress import Progress
@@ -141,7 +140,7 @@ def _compared(
     store: ResultStore,
     device: Device,
 ) -> Evaluated:
-    probability, index = _explained(network, images, device)
+    probability, index = asked_without_evidence(network, images, device)
     return Evaluated(
         images=images,
         truth=truth,
@@ -152,22 +151,6 @@ def _compared(
         device=device,
         store=store,
     )
-
-
-@torch.inference_mode()
-def _explained(
-    network: ExplainedNetwork, images: Images, device: Device
-) -> tuple[Probability | None, NDArray[np.intp] | None]:
-    """What is asked when evidence is gone: of the same output as of the whole image."""
-    if network.explains_representation:
-        return None, None
-    if network.architecture.explains == "target":
-        return network.probability, None
-    found = [
-        network.explained_output(part.to(device)).cpu()
-        for part in torch.split(torch.from_numpy(images), 32)
-    ]
-    return network.probabilities, torch.cat(found).numpy()
 
 
 def _compare(

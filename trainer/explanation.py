@@ -18,6 +18,7 @@ from .checkpoint import Weights
 from .classifier import probabilities
 from .config import TrainingConfig
 from .draws import balanced, shuffled
+from .metrics import Probability, faithfulness
 from .objectives import (
     Deletion,
     Literal,
@@ -31,6 +32,9 @@ from .objectives import (
 )
 from .optimisers import prodigy
 from .train import Batch, Losses
+
+JUDGED = 64
+"""Validation positives, at most, whose masks' faithfulness is measured after an epoch."""
 
 SMALLEST_AREA, LARGEST_AREA = 1e-3, 0.9
 """Mean mask area on validation positives outside which a run has collapsed."""
@@ -125,7 +129,7 @@ class ExplanationStage:
         """Nothing."""
 
     def validate(self, done: float) -> tuple[float, dict[str, float]]:
-        """Mean loss at the full price, falls and areas.
+        """Mean loss at the full price, falls and areas; faithfulness where epochs are kept by it.
 
         The score is infinite while the price still rises, and where the mask has collapsed.
         """
@@ -133,13 +137,15 @@ class ExplanationStage:
         figures = validate(self._network, self._objective, self._validation, self._config.fill)
         if done <= self._config.area_warmup and done < 1:
             return float("inf"), figures
+        if self._config.keep == "faithful":
+            figures["faithfulness"] = mean_faithfulness(self._network, self._validation)
         if self._collapse_ends and self._collapsed(figures["area_positive"], last=done >= 1):
             return float("inf"), figures
-        return figures["loss"], figures
+        return -figures["faithfulness"] if "faithfulness" in figures else figures["loss"], figures
 
     def tolerance(self, best: float) -> float:
         """Any where the last epoch is kept, else none."""
-        return float("inf") if self._config.mask_keeps_last else 0.0
+        return float("inf") if self._config.keep == "last" else 0.0
 
     def _collapsed(self, area: float, *, last: bool) -> bool:
         """Ends the run on a second collapse in a row, for one may lie on the way."""
@@ -223,6 +229,38 @@ def validate(
         "area_positive": float(area[positive].mean()),
         "area_negative": float(area[~positive].mean()),
     }
+
+
+def mean_faithfulness(network: ExplainedNetwork, examples: Examples) -> float:
+    """Mean faithfulness of the masks of up to JUDGED positives, as they are served.
+
+    One for which it is not defined, a mask without shape, counts as 0. See `metrics.faithfulness`.
+    """
+    positive = np.flatnonzero(examples.labels > 0.5)
+    count = min(JUDGED, len(positive))
+    images = examples.take(positive[np.linspace(0, len(positive) - 1, count).astype(int)])
+    _, masks = soft_masks(network, images)
+    device = str(next(network.parameters()).device)
+    probability, index = asked_without_evidence(network, images, device)
+    assert probability is not None  # the configuration asks it of no representation
+    found = faithfulness(list(masks), images, probability, index=index, device=device)
+    return float(np.nan_to_num(found, nan=0.0).mean())
+
+
+@torch.inference_mode()
+def asked_without_evidence(
+    network: ExplainedNetwork, images: NDArray[np.float32], device: str
+) -> tuple[Probability | None, NDArray[np.intp] | None]:
+    """What is asked when evidence is gone: of the same output as of the whole image."""
+    if network.explains_representation:
+        return None, None
+    if network.architecture.explains == "target":
+        return network.probability, None
+    found = [
+        network.explained_output(part.to(device)).cpu()
+        for part in torch.split(torch.from_numpy(images), 32)
+    ]
+    return network.probabilities, torch.cat(found).numpy()
 
 
 @torch.inference_mode()
