@@ -515,7 +515,8 @@ def test_every_image_is_served_one_shape_as_high_as_the_square_of_its_odds(odds:
     height = math.exp(2 * min(odds - 1, 0))
     assert torch.allclose(served(network, odds), shape * height, rtol=1e-3, atol=1e-7)
     served(as_trained, odds)
-    assert torch.equal(network(image).weighed, as_trained(image).weighed)  # training knows neither
+    trained = network(image).weighed, as_trained(image).weighed
+    assert torch.allclose(*trained, rtol=1e-4, atol=1e-7)  # training knows neither
 
 
 @torch.inference_mode()
