@@ -31,7 +31,7 @@ from trainer.train import batches, read_ahead
 OPTIONS = [
     "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
     "--classifier-epochs", "3", "--mask-epochs", "3", "--batch", "4", "--threads", "1",
-    "--area-weight", "0.001", "--any-change", "--unscaled", "--classifier-lr", "0.01",
+    "--area-weight", "0.1", "--any-change", "--unscaled", "--classifier-lr", "0.01",
 ]  # fmt: skip
 """A mask that neither vanishes nor covers everything, of a classifier that has learnt little."""
 
@@ -168,7 +168,7 @@ def mask_only(target_model: Path, *, epochs: int) -> tuple[str, ...]:
     """Options for the explanation module alone, in a form that sums the same in any parts."""
     return (
         "--target-model", str(target_model), "--output", "0", "--mask-epochs", str(epochs),
-        "--area-weight", "0.1", "--decoder-norm", "group", "--no-bfloat16",
+        "--area-weight", "2", "--decoder-norm", "group", "--no-bfloat16",
     )  # fmt: skip
 
 

@@ -103,7 +103,7 @@ class TrainingConfig:
     occlusion: bool = True
 
     objective: ObjectiveName = "nemt"
-    mask_epochs: int = 4
+    mask_epochs: int = 3
     mask_balanced: bool = True
     keep: Literal["faithful", "last", "loss"] = "faithful"
     mask_patience: int = 5
@@ -111,8 +111,8 @@ class TrainingConfig:
     decoder_width: int = 64
     decoder_norm: Norm = "batch"
     neighbourhood: int = 21
-    area_weight: float = 1.0
-    area_warmup: float = 0.3
+    area_weight: float = 1.5
+    area_warmup: float = 0.4
     binary_weight: float = 0.25
     response: Response = "evidence"
     exponent: float = 1.0
@@ -122,7 +122,7 @@ class TrainingConfig:
     fill: TrainingFill = "mixed"
     follows: bool = True
     scaled: bool = True
-    full_from: float | None = 1.0
+    full_from: float | None = 0.0
     gamma: float = 0.5
     sensitivity: float | None = None
 
