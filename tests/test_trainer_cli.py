@@ -136,6 +136,27 @@ def test_a_bundles_target_model_gets_another_explanation_module(
     assert "Its target model was trained by" in card
 
 
+def test_a_bundle_is_served_otherwise_without_training(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets, out = trained.parent, tmp_path / "otherwise"
+    data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--data", str(sets / "nih")]
+    given = ["--target-model", str(trained), "--keep-module", "--gamma", "1", "--threads", "1"]
+    assert main([*data, *given, "--out", str(out)]) == 0
+    one, other = Bundle.load(trained), Bundle.load(out)
+    before, after = (bundle.network("cpu").state_dict() for bundle in (one, other))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert (one.architecture.gamma, other.architecture.gamma) == (0.5, 1.0)
+    ours, theirs = (bundle.manifest.training["recipe"] for bundle in (other, one))
+    assert ours == theirs | {"gamma": 1.0}
+    origin = other.manifest.training["target_model_bundle"]
+    assert origin["epochs"] == one.manifest.training["epochs"]
+    assert "as is the explanation module" in (out / "MODEL_CARD.md").read_text("utf-8")
+    capsys.readouterr()
+    assert main([*data, "--keep-module", "--out", str(tmp_path / "none")]) == 1
+    assert "name the bundle by --target-model" in capsys.readouterr().err
+
+
 def test_a_bundle_on_other_data_is_told(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

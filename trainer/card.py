@@ -113,7 +113,10 @@ def _model(description: dict[str, Any], architecture: dict[str, Any]) -> str:
     side = architecture["neighbourhood"]
     given = ""
     if taken := training.get("target_model_bundle"):
-        given = f", that of {taken['name']} {taken['version']} (`{taken['digest'][:12]}`)"
+        given = (
+            f", that of {taken['name']} {taken['version']} (`{taken['digest'][:12]}`)"
+            f"{', as is the explanation module' if taken['module_kept'] else ''}"
+        )
     elif training["target_model_file"]:
         given = f", weights given as a file of SHA-256 `{training['target_model_file'][:16]}...`"
     return (
@@ -240,7 +243,8 @@ def _of_the_target_model(training: dict[str, Any]) -> str:
     start = training.get("target_model_bundle")
     if not start:
         return ""
+    what = "network" if start["module_kept"] else "target model"
     return (
-        f" Its target model was trained by {start['code']['version']} at commit "
+        f" Its {what} was trained by {start['code']['version']} at commit "
         f"`{start['code']['commit']}`, on {start['device']}."
     )

@@ -17,7 +17,15 @@ from nemt_dicom.errors import NemtError, TrainingError
 from .ablation import run_ablation
 from .bars import Bars
 from .cache import default_cache
-from .config import NEM_U, OF_THE_TARGET_MODEL, PRESETS, Places, TrainingConfig, has_bfloat16
+from .config import (
+    BEFORE_0_4,
+    NEM_U,
+    OF_THE_TARGET_MODEL,
+    PRESETS,
+    Places,
+    TrainingConfig,
+    has_bfloat16,
+)
 from .dry_run import dry_run
 from .memory import keep_memory
 from .progress import Progress, Silent
@@ -137,6 +145,14 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|BUNDLE",
         help="explain this trained model: its state dict as safetensors or torch checkpoint, or a "
         "bundle's folder, whose target model gets another explanation module",
+    )
+    _switch(
+        target,
+        "--keep-module",
+        "keep_module",
+        True,
+        "keep the explanation module of that bundle, too: only what is served (--gamma, "
+        "--full-from), the thresholds and the figures are new",
     )
     target.add_argument("--output", metavar="N|NAME", help="its output to explain (the target)")
     target.add_argument("--output-names", metavar="A,B,...", help="names of its outputs, in order")
@@ -282,6 +298,8 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
     places.setdefault("cache", default_cache())
     if "target_model" in places and places["target_model"].is_dir():
         recipe |= _of_bundle(places)
+    elif places.get("keep_module"):
+        raise TrainingError("--keep-module: name the bundle by --target-model")
     given.setdefault("bfloat16", has_bfloat16(given.get("device", TrainingConfig.device)))
     return TrainingConfig(**(recipe | given)), Places(**places), task
 
@@ -294,8 +312,12 @@ def _of_bundle(places: dict[str, Any]) -> dict[str, Any]:
     places["bundle"], places["target_model"] = bundle, bundle.weights
     places["output_names"] = bundle.architecture.outputs
     places["activation"] = bundle.architecture.activation
-    known = bundle.manifest.training["recipe"]
-    found = {name: known[name] for name in OF_THE_TARGET_MODEL if name in known}
+    known, taken = bundle.manifest.training["recipe"], set(OF_THE_TARGET_MODEL)
+    if places.get("keep_module"):
+        known = BEFORE_0_4 | known
+        here = {"full_from", "gamma", "threads", "device", "bfloat16"}
+        taken = {field.name for field in fields(TrainingConfig)} - here
+    found = {name: value for name, value in known.items() if name in taken}
     return found | {"auxiliary": tuple(found.get("auxiliary", ()))}
 
 

@@ -259,14 +259,19 @@ OF_THE_TARGET_MODEL = (
 """What of a recipe a target model takes along into the bundle of another explanation module."""
 
 
+BEFORE_0_4: dict[str, Any] = {"mask_balanced": False, "keep": "last"}
+"""What recipes did that do not say it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Places:
     """Where a run reads and writes, what weights it starts from, and how it runs.
 
     folders: the data. out: the new bundle. cache: of preprocessed images. target_model: weights of
     a trained target model, and output, the index or the name of the output explained, of
-    output_names. bundle: the one that target model is taken from, where it is. initial_weights:
-    weights that training of the target model starts from.
+    output_names. bundle: the one that target model is taken from, where it is; keep_module: and
+    its explanation module, so that nothing is trained. initial_weights: weights that training of
+    the target model starts from.
     """
 
     folders: tuple[Path, ...]
@@ -274,6 +279,7 @@ class Places:
     cache: Path
     target_model: Path | None = None
     bundle: Bundle | None = None
+    keep_module: bool = False
     output: str | None = None
     output_names: tuple[str, ...] = ()
     activation: Literal["sigmoid", "softmax"] = "sigmoid"

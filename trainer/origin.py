@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from nemt_dicom import __version__
-from nemt_dicom.bundle import Bundle
 from nemt_dicom.network import ExplainedNetwork
 
 from .classifier import ClassifierStage
@@ -43,7 +42,7 @@ def describe_bundle(
         "training": {
             "recipe": config.to_manifest(),
             "target_model_file": file_digest(places.target_model),
-            "target_model_bundle": places.bundle and _trained(places.bundle),
+            "target_model_bundle": _trained(places),
             "initial_weights_file": file_digest(places.initial_weights),
             "thresholds": thresholds.found,
             "libraries": {name: version(name) for name in ("torch", "timm", "prodigyopt")},
@@ -63,10 +62,13 @@ def describe_bundle(
     }
 
 
-def _trained(bundle: Bundle) -> dict[str, Any]:
+def _trained(places: Places) -> dict[str, Any] | None:
     """Which bundle a target model is taken from, and how that says it was trained."""
+    bundle = places.bundle
+    if not bundle:
+        return None
     manifest, training = bundle.manifest, bundle.manifest.training
-    if training.get("target_model_bundle"):
+    if training.get("target_model_bundle") and not places.keep_module:
         return dict(training["target_model_bundle"])  # where it was trained
     as_they_are = ("code", "device", "target_model_file", "initial_weights_file")
     return {
@@ -74,7 +76,12 @@ def _trained(bundle: Bundle) -> dict[str, Any]:
         "version": manifest.version,
         "digest": bundle.digest,
         "data": manifest.data.get("fingerprint"),
-        "epochs": [e for e in training.get("epochs", []) if e[0] == ClassifierStage.name],
+        "module_kept": places.keep_module,
+        "epochs": [
+            epoch
+            for epoch in training.get("epochs", [])
+            if places.keep_module or epoch[0] == ClassifierStage.name
+        ],
         **{key: training.get(key) for key in as_they_are},
     }
 

@@ -18,7 +18,7 @@ from nemt_dicom.network import ExplainedNetwork
 from .cache import Examples
 from .classifier import ClassifierStage
 from .comparison import Evaluated, average, figure, scores, table
-from .config import Places, TrainingConfig, has_bfloat16
+from .config import BEFORE_0_4, Places, TrainingConfig, has_bfloat16
 from .dependence import similarity
 from .distributed import Team
 from .explanation import ExplanationStage, soft_masks
@@ -59,7 +59,7 @@ def label_randomisation(
     epochs = {"classifier_epochs": CLASSIFIER_EPOCHS, "mask_epochs": MASK_EPOCHS}
     device = found.compared.device
     here = {"threads": threads, "device": device, "bfloat16": has_bfloat16(device)}
-    config = TrainingConfig(**(given | epochs | here))
+    config = TrainingConfig(**(BEFORE_0_4 | given | epochs | here))
     result: dict[str, Any] = dict(epochs)
     masks = {}
     for name in ("true", "shuffled"):

@@ -160,13 +160,17 @@ def load_split(
 
 
 def train_network(prepared: Prepared, config: TrainingConfig, places: Places, stages: Run) -> None:
-    """Both stages; the target model's only where it is not given and not a feature extractor."""
+    """Both stages; the target model's only where it is not given and not a feature extractor.
+
+    Neither where a bundle's explanation module is kept.
+    """
     network, train, validation = prepared.network, prepared.train, prepared.validation
     if config.objective != "nem-u" and places.target_model is None:
         frozen = frozen_stages(config, places)
         stage = ClassifierStage(network, train, validation, config, frozen_stages=frozen)
         fit(stage, train, stages)
-    fit(ExplanationStage(network, train, validation, config), train, stages)
+    if not places.keep_module:
+        fit(ExplanationStage(network, train, validation, config), train, stages)
 
 
 def frozen_stages(config: TrainingConfig, places: Places) -> int:

@@ -46,6 +46,9 @@ def build_network(config: TrainingConfig, places: Places, dataset: Dataset) -> E
     head = network.target_model.get_classifier()
     if places.target_model and given:
         load_weights(network.target_model, given, places.target_model.name, head_too=True)
+        if places.bundle and places.keep_module:
+            kept = places.bundle.network("cpu").explanation_module.state_dict()
+            network.explanation_module.load_state_dict(kept)
     elif places.initial_weights:
         start = read_weights(places.initial_weights)
         load_weights(network.target_model, start, places.initial_weights.name, head_too=False)
