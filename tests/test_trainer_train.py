@@ -165,10 +165,13 @@ def target_model(uninterrupted: Path) -> Path:
 
 
 def mask_only(target_model: Path, *, epochs: int) -> tuple[str, ...]:
-    """Options for the explanation module alone, in a form that sums the same in any parts."""
+    """Options for the explanation module alone, in a form that sums the same in any parts.
+
+    Few steps, for Prodigy magnifies rounding while it looks for its step size.
+    """
     return (
         "--target-model", str(target_model), "--output", "0", "--mask-epochs", str(epochs),
-        "--area-weight", "2", "--decoder-norm", "group", "--no-bfloat16",
+        "--batch", "16", "--area-weight", "0.5", "--decoder-norm", "group", "--no-bfloat16",
     )  # fmt: skip
 
 

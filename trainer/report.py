@@ -18,13 +18,18 @@ from matplotlib import pyplot as plt
 
 
 def write_metrics(path: Path, epochs: Sequence[Epoch]) -> None:
-    """`metrics.csv`: one line a figure, so that every part can have its own."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """`metrics.csv`: one line a figure, so that every part can have its own.
+
+    Whole at any time, for who reads it while the run goes on.
+    """
+    draft = path.with_name(f"{path.name}.draft")
+    with draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["part", "epoch", "figure", "value"])
         for epoch in epochs:
             for name, value in epoch.figures.items():
                 writer.writerow([epoch.part, epoch.number, name, f"{value:.6g}"])
+    draft.replace(path)
 
 
 def draw_curves(path: Path, epochs: Sequence[Epoch]) -> None:
