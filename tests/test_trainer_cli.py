@@ -151,7 +151,9 @@ def test_a_bundle_is_served_otherwise_without_training(
     assert ours == theirs | {"gamma": 1.0}
     origin = other.manifest.training["target_model_bundle"]
     assert origin["epochs"] == one.manifest.training["epochs"]
-    assert "as is the explanation module" in (out / "MODEL_CARD.md").read_text("utf-8")
+    card = (out / "MODEL_CARD.md").read_text("utf-8")
+    assert "as is the explanation module" in card
+    assert "Thresholds and figures made by" in card  # and not trained
     capsys.readouterr()
     assert main([*data, "--keep-module", "--out", str(tmp_path / "none")]) == 1
     assert "name the bundle by --target-model" in capsys.readouterr().err

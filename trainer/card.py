@@ -231,8 +231,10 @@ def _thresholds(description: dict[str, Any]) -> str:
 def _origin(training: dict[str, Any]) -> str:
     code = training["code"]
     dirty = {True: ", with changes not yet committed", False: "", None: ""}[code["dirty"]]
+    start = training.get("target_model_bundle")
+    made = "Thresholds and figures made" if start and start["module_kept"] else "Trained"
     return (
-        f"## Origin\n\nTrained by `nemt-train` {code['version']} at commit "
+        f"## Origin\n\n{made} by `nemt-train` {code['version']} at commit "
         f"`{code['commit']}`{dirty} (SHA-256 of its Python sources `{code['sources'][:16]}...`), "
         f"seed {training['recipe']['seed']}, on {training['device']}, in "
         f"{training['minutes']:.0f} minutes.{_of_the_target_model(training)}"
