@@ -17,7 +17,7 @@ from nemt_dicom.config import ExplanationSettings, InputSettings
 from nemt_dicom.explainer import Explainer
 from nemt_dicom.radiograph import Radiograph
 from trainer.cli import main, read_arguments
-from trainer.config import has_bfloat16
+from trainer.precision import has_bfloat16
 
 QUICK = [
     "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",

@@ -4,8 +4,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from nemt_dicom.bundle import Bundle
 from nemt_dicom.decoders import Norm
 from nemt_dicom.errors import TrainingError
@@ -19,18 +17,6 @@ DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 ObjectiveName = Literal["nemt", "nemt-predicted", "nem-u", "literal"]
 
 
-def has_bfloat16(device: str) -> bool:
-    """Whether the processor has instructions of its own for bfloat16.
-
-    With them a training step in mixed precision is faster than in float32; PyTorch computes it
-    without them, too, but on a CPU several times slower. A PyTorch that does not tell: no.
-    """
-    if device == "cuda":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """A recipe. Its defaults are what measured best; deploy/decisions.md has the figures.
@@ -40,7 +26,7 @@ class TrainingConfig:
     the model's input in pixels. low_percentile, high_percentile: see `Preprocessing`. batch: images
     a step over all processes; accumulate: parts it is computed in. seed: of everything random.
     threads: CPU threads; they change the last digits of a sum, so they are recorded too. bfloat16:
-    train in mixed precision, see `has_bfloat16`; validation is always float32.
+    train in mixed precision, see precision.py; validation is always float32.
 
     classifier_*: training of the target model; optimiser "adamw" with a cosine schedule, or
     "prodigy". frozen_stages: how many of the backbone's stages keep the weights that training

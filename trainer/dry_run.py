@@ -59,10 +59,11 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
             ),
             config.classifier_epochs,
         )
-    makers["explanation module"] = (
-        lambda recipe: ExplanationStage(network, examples, examples, recipe),
-        config.mask_epochs,
-    )
+    if not places.keep_module:
+        makers["explanation module"] = (
+            lambda recipe: ExplanationStage(network, examples, examples, recipe),
+            config.mask_epochs,
+        )
     asks = config.agreement > 0 and config.objective in {"nemt", "nemt-predicted"}
     rows, total = [], reading
     for name, (make, epochs) in makers.items():

@@ -18,13 +18,14 @@ from nemt_dicom.network import ExplainedNetwork
 from .cache import Examples
 from .classifier import ClassifierStage
 from .comparison import Evaluated, average, figure, scores, table
-from .config import BEFORE_0_4, Places, TrainingConfig, has_bfloat16
+from .config import BEFORE_0_4, Places, TrainingConfig
 from .dependence import similarity
 from .distributed import Team
 from .explanation import ExplanationStage, soft_masks
 from .maps import Attributed
 from .metrics import area_under_curve
 from .plan import Evaluation
+from .precision import has_bfloat16
 from .progress import Progress
 from .run import frozen_stages, make_repeatable, prepare
 from .train import Run, fit

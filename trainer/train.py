@@ -25,6 +25,7 @@ from .checkpoint import CheckpointFile, Epoch, Standing, Weights
 from .config import TrainingConfig
 from .distributed import Team
 from .draws import Draws
+from .precision import mixed_precision
 from .progress import Progress, Silent
 
 SAVE_EVERY = 600.0
@@ -190,11 +191,6 @@ def read_ahead(
             yield rows, images.to(team.device, non_blocking=True)
 
 
-def mixed_precision(config: TrainingConfig) -> torch.autocast:
-    """The precision of a training step; validation is always float32."""
-    return torch.autocast(config.device, torch.bfloat16, enabled=config.bfloat16)
-
-
 def take_step(
     stage: Stage,
     module: nn.Module,
@@ -219,7 +215,7 @@ def take_step(
             done=done,
         )
         with team.averaging(module, now=number == len(parts)):
-            with mixed_precision(config):
+            with mixed_precision(config.device, enabled=config.bfloat16):
                 losses: Losses = module(batch)
             total = losses.loss.float().sum()
             # gradients are averaged over the processes: this is the mean over the whole batch

@@ -1,0 +1,62 @@
+"""The precision that a training step is computed in; validation is always float32."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether the processor has instructions of its own for bfloat16.
+
+    With them a training step in mixed precision is faster than in float32; PyTorch computes it
+    without them, too, but on a CPU several times slower. A PyTorch that does not tell: no.
+    """
+    if device == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
+
+
+@contextmanager
+def mixed_precision(device: str, *, enabled: bool) -> Iterator[None]:
+    """bfloat16 by autocast where `enabled`; on a CPU without slow gradients."""
+    with torch.autocast(device, torch.bfloat16, enabled=enabled):
+        if enabled and device == "cpu":
+            with _SlowGradientsInFloat32():
+                yield
+        else:
+            yield
+
+
+class _SlowGradientsInFloat32(TorchFunctionMode):
+    """Depthwise convolutions whose gradient oneDNN has no fast bfloat16 code for, in float32.
+
+    One with a stride takes 30 to 40 times as long as in float32, the weights of a 5 x 5 one 3 to 4
+    times. deploy/decisions.md has the figures.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        slow = func is torch.conv2d and _is_slow(*args)
+        if not slow:
+            return func(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            return func(*[v.float() if isinstance(v, Tensor) else v for v in args])
+
+
+def _is_slow(images: Tensor, weight: Tensor, *rest: Any) -> bool:
+    """Of conv2d's arguments as torch.nn.Conv2d gives them: images, weight, bias, stride, ..."""
+    depthwise = weight.shape[1] == 1 and images.shape[1] > 1
+    if not depthwise or not torch.is_grad_enabled():
+        return False
+    strided = len(rest) > 1 and rest[1] not in (1, (1, 1))
+    return weight.requires_grad or (images.requires_grad and strided)
