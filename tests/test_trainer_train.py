@@ -31,7 +31,7 @@ from trainer.train import batches, read_ahead
 OPTIONS = [
     "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
     "--classifier-epochs", "3", "--mask-epochs", "3", "--batch", "4", "--threads", "1",
-    "--area-weight", "0.1", "--any-change", "--unscaled", "--classifier-lr", "0.01",
+    "--area-weight", "1", "--any-change", "--unscaled", "--classifier-lr", "0.01",
 ]  # fmt: skip
 """A mask that neither vanishes nor covers everything, of a classifier that has learnt little."""
 
@@ -171,15 +171,19 @@ def mask_only(target_model: Path, *, epochs: int) -> tuple[str, ...]:
     """
     return (
         "--target-model", str(target_model), "--output", "0", "--mask-epochs", str(epochs),
-        "--batch", "16", "--area-weight", "0.5", "--decoder-norm", "group", "--no-bfloat16",
+        "--batch", "16", "--decoder-norm", "group", "--no-bfloat16",
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("augmentation", [(), ("--no-augment",)], ids=["augmented", "plain"])
+@pytest.mark.parametrize(
+    ("epochs", "options"),
+    [(2, ()), (1, ("--no-augment", "--batch", "4"))],
+    ids=["augmented", "plain, many steps"],
+)
 def test_two_processes_train_as_one(
-    data: Path, target_model: Path, tmp_path: Path, augmentation: tuple[str, ...]
+    data: Path, target_model: Path, tmp_path: Path, epochs: int, options: tuple[str, ...]
 ) -> None:
-    given = (*mask_only(target_model, epochs=2), *augmentation)
+    given = (*mask_only(target_model, epochs=epochs), *options)
     assert main(command(data, tmp_path / "one", *given)) == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -189,8 +193,7 @@ def test_two_processes_train_as_one(
     assert start(arguments, module="torch.distributed.run").wait() == 0
     one, two = (losses(tmp_path / name, "explanation module") for name in ("one", "two"))
     assert two == pytest.approx(one, abs=1e-4)
-    assert len(one) == 2
-    assert one[0] != one[1]
+    assert len(set(one)) == epochs  # it moves
 
 
 def test_parts_of_a_batch_add_up_to_it(data: Path, target_model: Path, tmp_path: Path) -> None:
