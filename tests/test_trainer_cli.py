@@ -155,6 +155,8 @@ def test_a_bundle_is_served_otherwise_without_training(
     assert "as is the explanation module" in card
     assert "Thresholds and figures made by" in card  # and not trained
     capsys.readouterr()
+    assert main([*data, *given, "--dry-run", "--out", str(tmp_path / "none")]) == 0
+    assert "Nothing is trained." in capsys.readouterr().out
     assert main([*data, "--keep-module", "--out", str(tmp_path / "none")]) == 1
     assert "name the bundle by --target-model" in capsys.readouterr().err
 

@@ -78,22 +78,17 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
         [
             splits_table(describe(dataset.cases)),
             _sizes(network, len(dataset.cases), config, examples.store.shape[1]),
-            table(
-                [
-                    "stage",
-                    "steps",
-                    "bare steps/s",
-                    "steps/s with the input pipeline",
-                    "share",
-                    "minutes",
-                ],
-                rows,
-            ),
+            _times(rows) if rows else "Nothing is trained.",
             f"Reading all images once: at most {reading / 60:.1f} minutes. Training, at most "
             f"{total / 60:.1f} minutes in all, without validation and evaluation.",
             *dataset.notes,
         ]
     )
+
+
+def _times(rows: list[list[str]]) -> str:
+    heads = "stage", "steps", "bare steps/s", "steps/s with the input pipeline", "share", "minutes"
+    return table(list(heads), rows)
 
 
 @torch.no_grad()
