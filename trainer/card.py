@@ -111,7 +111,8 @@ def _model(description: dict[str, Any], architecture: dict[str, Any]) -> str:
         "unet": "the paper's U-Net decoder",
     }[architecture["decoder"]]
     side = architecture["neighbourhood"]
-    given = ""
+    given, count = "", recipe.get("teachers", 0)
+    taught = f" It learnt the mean answer of {count} others of its kind." if count else ""
     if taken := training.get("target_model_bundle"):
         given = (
             f", that of {taken['name']} {taken['version']} (`{taken['digest'][:12]}`)"
@@ -121,9 +122,10 @@ def _model(description: dict[str, Any], architecture: dict[str, Any]) -> str:
         given = f", weights given as a file of SHA-256 `{training['target_model_file'][:16]}...`"
     return (
         f"## Model\n\nTarget model: `{architecture['backbone']}` (timm), "
-        f"{parameters['target_model']:,} parameters, frozen{given}. Explanation module: {decoder} "
-        f"on its feature maps, {parameters['explanation_module']:,} parameters. Input "
-        f"{recipe['size']} x {recipe['size']}. Masks are "
+        f"{parameters['target_model']:,} parameters, frozen{given}.{taught} "
+        f"Explanation module: {decoder} on its feature maps, "
+        f"{parameters['explanation_module']:,} parameters. "
+        f"Input {recipe['size']} x {recipe['size']}. Masks are "
         f"{'not smoothed' if side == 1 else f'smoothed over {side} x {side} pixels'}. "
         f"{_objective(recipe)} Weights are stored as {training['weights']}; float16 changes the "
         f"answer by at most {training['half_precision_changes_answer']:.4f} on the validation "

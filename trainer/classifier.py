@@ -8,7 +8,7 @@ running average of the weights, which wavers less than they do on a few hundred 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,11 +31,13 @@ from .metrics import area_under_curve
 from .optimisers import prodigy
 from .train import Batch, Losses
 
+CLASSIFIER = "classifier"
+"""The name of the stage that trains the target model that is kept."""
+
 
 class ClassifierStage:
-    """See `train.Stage`."""
+    """See `train.Stage`. teachers: trained networks of the same architecture; none: the labels."""
 
-    name = "classifier"
     advice = "try a smaller --classifier-lr"
 
     def __init__(
@@ -46,7 +48,10 @@ class ClassifierStage:
         config: TrainingConfig,
         *,
         frozen_stages: int,
+        name: str = CLASSIFIER,
+        teachers: Sequence[ExplainedNetwork] = (),
     ) -> None:
+        self.name = name
         self.epochs, self.patience = config.classifier_epochs, config.patience
         self._network, self._validation, self._config = network, validation, config
         self._count = len(train)
@@ -54,7 +59,7 @@ class ClassifierStage:
         self._frozen = first_modules(network.target_model, frozen_stages)
         for module in self._frozen:
             module.requires_grad_(False)
-        self.module: nn.Module = _ClassifierLoss(network, train, config)
+        self.module: nn.Module = _ClassifierLoss(network, train, config, teachers)
         parameters = [p for p in network.target_model.parameters() if p.requires_grad]
         decay = config.classifier_weight_decay
         self.optimiser: torch.optim.Optimizer = (
@@ -146,11 +151,17 @@ class ClassifierStage:
 
 
 class _ClassifierLoss(nn.Module):
-    def __init__(self, network: ExplainedNetwork, train: Examples, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        network: ExplainedNetwork,
+        train: Examples,
+        config: TrainingConfig,
+        teachers: Sequence[ExplainedNetwork],
+    ) -> None:
         super().__init__()
         self.target_model = network.target_model
         self._network = [network]  # in a list: its explanation module is not trained here
-        self._config = config
+        self._config, self._teachers = config, tuple(teachers)
         self._classes = torch.from_numpy(train.classes)
         labels, weights = targets(train, network.architecture.outputs, config)
         self._labels, self._weights = torch.from_numpy(labels), torch.from_numpy(weights)
@@ -165,6 +176,8 @@ class _ClassifierLoss(nn.Module):
         if config.augment:
             x = add_noise(x, batch.draws, config.noise)
         logits = network.logits(x).float()
+        if self._teachers:
+            return Losses(loss=self._against_teachers(x, logits), figures={})
         rows = batch.rows
         weights = self._weights[rows].to(x.device)  # (b, outputs)
         if network.architecture.activation == "softmax":
@@ -176,6 +189,18 @@ class _ClassifierLoss(nn.Module):
         smooth = labels * (1 - 2 * config.label_smoothing) + config.label_smoothing
         loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
         return Losses(loss=(weights * loss).sum(dim=1), figures={})
+
+    def _against_teachers(self, x: Tensor, logits: Tensor) -> Tensor:
+        """Cross-entropy with the mean of the teachers' probabilities, (B,).
+
+        Without the labels' weights, which say how far a label is trusted.
+        """
+        with torch.no_grad():
+            taught = torch.stack([each.probabilities(x) for each in self._teachers]).mean(dim=0)
+        if self._network[0].architecture.activation == "softmax":
+            return F.cross_entropy(logits, taught, reduction="none")
+        loss = F.binary_cross_entropy_with_logits(logits, taught, reduction="none")
+        return loss[:, 0] + self._config.auxiliary_weight * loss[:, 1:].sum(dim=1)
 
 
 def first_modules(model: Any, stages: int) -> list[nn.Module]:

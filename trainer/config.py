@@ -35,6 +35,8 @@ class TrainingConfig:
     stops. label_smoothing: 0 to 0.5. auxiliary: further labels that the target model answers, each
     where the data know it; auxiliary_weight: of their loss. mined_weight: of positives whose label
     was mined from reports (NIH), beside labels by radiologists (RSNA), for the target's loss.
+    teachers: how many target models are trained first, each with draws of its own; the one that is
+    kept learns their mean answer instead of the labels, see teachers.py.
     mirror: left and right may be exchanged by augmentation. augment: whether there is any.
     noise: the largest standard deviation of the noise that augmentation adds.
     occlusion: half of the images lose random blobs, so that p falls where evidence is removed and
@@ -83,6 +85,7 @@ class TrainingConfig:
     auxiliary: tuple[str, ...] = ("abnormal",)
     auxiliary_weight: float = 0.3
     mined_weight: float = 0.3
+    teachers: int = 0
     augment: bool = True
     mirror: bool = True
     noise: float = 0.02
@@ -128,7 +131,10 @@ class TrainingConfig:
             ),
             (self.accumulate > self.batch, "a batch cannot be computed in more parts than images"),
             (not 0 <= self.label_smoothing < 0.5, "label smoothing is at least 0 and below 0.5"),
-            (self.frozen_stages < 0, "the number of frozen stages is not negative"),
+            (
+                min(self.frozen_stages, self.teachers) < 0,
+                "the numbers of frozen stages and of teachers are not negative",
+            ),
             (not self.gamma > 0, "gamma is positive"),
             (not self.area_weight > 0, "the area weight is positive"),
             (
@@ -213,6 +219,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": 1.0,
         "auxiliary": (),
         "mined_weight": 1.0,
+        "teachers": 0,
     },
 }
 """Recipes by name, as what differs from the defaults. "paper": section 4.2, with the response of
@@ -240,7 +247,7 @@ OF_THE_TARGET_MODEL = (
     "backbone", "pretrained", "size", "low_percentile", "high_percentile", "validation_share",
     "classifier_epochs", "frozen_stages", "classifier_optimiser", "classifier_lr",
     "classifier_weight_decay", "average", "patience", "label_smoothing", "auxiliary",
-    "auxiliary_weight", "mined_weight", "occlusion",
+    "auxiliary_weight", "mined_weight", "teachers", "occlusion",
 )  # fmt: skip
 """What of a recipe a target model takes along into the bundle of another explanation module."""
 

@@ -1,5 +1,6 @@
 """What a run would cost, before anything is spent: data, sizes, memory and time, measured."""
 
+import copy
 import resource
 import statistics
 import sys
@@ -53,10 +54,16 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
     reading = (time.monotonic() - started) / len(sample) * len(dataset.cases)
     makers: dict[str, tuple[Maker, int]] = {}
     if config.objective != "nem-u" and places.target_model is None:
+        frozen = frozen_stages(config, places)
+        teachers = [copy.deepcopy(network)] * config.teachers
+        data = network, examples, examples
+        if teachers:
+            makers["teachers"] = (
+                lambda recipe: ClassifierStage(*data, recipe, frozen_stages=frozen),
+                config.classifier_epochs * config.teachers,
+            )
         makers["classifier"] = (
-            lambda recipe: ClassifierStage(
-                network, examples, examples, recipe, frozen_stages=frozen_stages(config, places)
-            ),
+            lambda recipe: ClassifierStage(*data, recipe, frozen_stages=frozen, teachers=teachers),
             config.classifier_epochs,
         )
     if not places.keep_module:

@@ -150,6 +150,12 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
         help="further labels it learns where the data know them (default: abnormal)",
     )
     _option(target, "--mined-weight", "mined_weight", "of NIH's positives beside RSNA's labels")
+    _option(
+        target,
+        "--teachers",
+        "teachers",
+        "target models trained first, whose mean answer the one that is kept learns",
+    )
     _switch(target, "--no-augment", "augment", False, "images are not turned, moved or scaled")
     _switch(target, "--no-mirror", "mirror", False, "left and right are not exchanged")
     _option(target, "--noise", "noise", "largest standard deviation of the noise that is added")

@@ -12,7 +12,7 @@ import torch
 from nemt_dicom import __version__
 from nemt_dicom.network import ExplainedNetwork
 
-from .classifier import ClassifierStage
+from .classifier import CLASSIFIER
 from .config import Places, TrainingConfig
 from .datasets import Dataset, describe, fingerprint
 from .target_model import file_digest
@@ -80,7 +80,7 @@ def _trained(places: Places) -> dict[str, Any] | None:
         "epochs": [
             epoch
             for epoch in training.get("epochs", [])
-            if places.keep_module or epoch[0] == ClassifierStage.name
+            if places.keep_module or epoch[0] == CLASSIFIER
         ],
         **{key: training.get(key) for key in as_they_are},
     }

@@ -33,6 +33,7 @@ from .origin import code_state, describe_bundle, device_name
 from .progress import Progress
 from .result_charts import draw_bars
 from .target_model import build_network, file_digest
+from .teachers import forget_teachers, train_teachers
 from .thresholds import FIXED, Thresholds, choose_thresholds
 from .train import Run, fit
 from .truth import require_ground_truth
@@ -100,6 +101,7 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
     }
     bundle = finish(prepared, config, places, facts, progress)
     checkpoints.path.unlink(missing_ok=True)  # the bundle is whole: nothing is left to resume
+    forget_teachers(folder)
     return bundle
 
 
@@ -160,14 +162,17 @@ def load_split(
 
 
 def train_network(prepared: Prepared, config: TrainingConfig, places: Places, stages: Run) -> None:
-    """Both stages; the target model's only where it is not given and not a feature extractor.
+    """All stages; the target model's only where it is not given and not a feature extractor.
 
     Neither where a bundle's explanation module is kept.
     """
     network, train, validation = prepared.network, prepared.train, prepared.validation
     if config.objective != "nem-u" and places.target_model is None:
-        frozen = frozen_stages(config, places)
-        stage = ClassifierStage(network, train, validation, config, frozen_stages=frozen)
+        frozen, folder = frozen_stages(config, places), places.out / "run"
+        teachers = train_teachers(train, validation, stages, folder, frozen_stages=frozen)
+        stage = ClassifierStage(
+            network, train, validation, config, frozen_stages=frozen, teachers=teachers
+        )
         fit(stage, train, stages)
     if not places.keep_module:
         fit(ExplanationStage(network, train, validation, config), train, stages)
