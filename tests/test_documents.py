@@ -10,13 +10,14 @@ from pydicom.uid import UID
 from nemt_dicom import __version__, cli, derived, listener, secondary_capture, segmentation, sender
 from nemt_dicom.config import Settings, load_settings
 from nemt_dicom.errors import Reason
-from trainer import cli as training
 from trainer import eval_cli as evaluation
+from trainer.cli import read_arguments
+from trainer.options import EPILOG
 
 ROOT = Path(__file__).parent.parent
 CONFORMANCE = (ROOT / "deploy" / "conformance.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TRAINING_TEXTS = README + training.EPILOG.replace("\\\n", " ")
+TRAINING_TEXTS = README + EPILOG.replace("\\\n", " ")
 
 
 def table(first_header: str, number: int = 0) -> list[list[str]]:
@@ -115,7 +116,7 @@ def test_commands_of_the_readme_parse(command: str) -> None:
     sorted(set(re.findall(r"(?:nemt-train|trainer\.cli) (--[^#\n]+--out[^#\n]+)", TRAINING_TEXTS))),
 )
 def test_training_commands_of_readme_and_help_parse(command: str) -> None:
-    training.read_arguments(command.split())
+    read_arguments(command.split())
 
 
 @pytest.mark.parametrize(
