@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from nemt_dicom.errors import TrainingError
+from trainer.classifier import first_weights
 from trainer.config import NEM_U, Places, TrainingConfig
 from trainer.datasets import Dataset
 from trainer.target_model import build_network, read_weights
@@ -184,3 +185,28 @@ def test_what_cannot_be_built_says_why() -> None:
     ):
         with pytest.raises(TrainingError, match=message):
             build_network(recipe, places(), SET)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stages", "last", "following"),
+    [
+        ("tf_efficientnet_lite0", 3, "blocks.2.1.bn3.bias", "blocks.3.0.conv_pw.weight"),
+        ("resnet18", 1, "bn1.bias", "layer1.0.conv1.weight"),
+        ("resnet18", 2, "layer1.1.bn2.bias", "layer2.0.conv1.weight"),
+        (BACKBONE, 0, None, "conv_stem.weight"),
+    ],
+)
+def test_stages_that_are_frozen_are_so_with_their_norms(
+    backbone: str, stages: int, last: str | None, following: str
+) -> None:
+    model = timm.create_model(backbone)
+    frozen = {id(weight) for weight in first_weights(model, stages)}
+    kept = [name for name, weight in model.named_parameters() if id(weight) in frozen]
+    trained = [name for name, weight in model.named_parameters() if id(weight) not in frozen]
+    assert (kept[-1] if kept else None) == last
+    assert trained[0] == following
+
+
+def test_more_stages_than_there_are_cannot_be_frozen() -> None:
+    with pytest.raises(TrainingError, match="5 stages, not 6"):
+        first_weights(timm.create_model("resnet18"), 6)

@@ -56,9 +56,8 @@ class ClassifierStage:
         self._network, self._validation, self._config = network, validation, config
         self._count = len(train)
         network.target_model.requires_grad_(True)
-        self._frozen = first_modules(network.target_model, frozen_stages)
-        for module in self._frozen:
-            module.requires_grad_(False)
+        for weight in first_weights(network.target_model, frozen_stages):
+            weight.requires_grad_(False)
         self.module: nn.Module = _ClassifierLoss(network, train, config, teachers)
         parameters = [p for p in network.target_model.parameters() if p.requires_grad]
         decay = config.classifier_weight_decay
@@ -80,10 +79,8 @@ class ClassifierStage:
         return shuffled((self._config.seed, self.name, epoch), self._count)
 
     def begin_epoch(self) -> None:
-        """Training mode of the target model, but for the stages that are frozen."""
+        """Training mode of the target model. Frozen stages, too, take these images' statistics."""
         self._network.target_model.train()
-        for module in self._frozen:
-            module.eval()  # batch norms keep their statistics
 
     def before_step(self, done: float) -> None:
         """AdamW: warm-up over the first 5 % of all steps, then half a cosine down to 1 %."""
@@ -203,8 +200,8 @@ class _ClassifierLoss(nn.Module):
         return loss[:, 0] + self._config.auxiliary_weight * loss[:, 1:].sum(dim=1)
 
 
-def first_modules(model: Any, stages: int) -> list[nn.Module]:
-    """The innermost modules of a timm model up to the end of its stage number `stages`, in order.
+def first_weights(model: Any, stages: int) -> list[nn.Parameter]:
+    """The parameters of a timm model up to the end of its stage number `stages`, in order.
 
     Raises `TrainingError` where it has fewer stages.
     """
@@ -213,9 +210,10 @@ def first_modules(model: Any, stages: int) -> list[nn.Module]:
     if stages > len(model.feature_info):
         raise TrainingError(f"the backbone has {len(model.feature_info)} stages, not {stages}")
     last = model.feature_info[stages - 1]["module"]
-    leaves = [(name, module) for name, module in model.named_modules() if not [*module.children()]]
-    inside = [i for i, (name, _) in enumerate(leaves) if f"{name}.".startswith(f"{last}.")]
-    return [module for _, module in leaves[: max(inside, default=-1) + 1]]
+    modules = list(model.named_modules())
+    inside = [i for i, (name, _) in enumerate(modules) if f"{name}.".startswith(f"{last}.")]
+    first = modules[: max(inside, default=-1) + 1]
+    return [weight for _, module in first for weight in module.parameters(recurse=False)]
 
 
 @torch.inference_mode()
