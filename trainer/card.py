@@ -88,9 +88,9 @@ def _changes(recipe: dict[str, Any]) -> str:
         return "unchanged"
     kept = recipe.get("frozen_stages", 0)
     return (
-        f"all but the first {kept} stages were changed by fine-tuning"
+        f"changed by fine-tuning, in the first {kept} stages only the normalisation"
         if kept
-        else ("all weights were changed by fine-tuning")
+        else "all of them changed by fine-tuning"
     )
 
 

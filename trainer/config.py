@@ -30,7 +30,8 @@ class TrainingConfig:
 
     classifier_*: training of the target model; optimiser "adamw" with a cosine schedule, or
     "prodigy". frozen_stages: how many of the backbone's stages keep the weights that training
-    starts from, where these are not random. average: share of the running average of its weights
+    starts from, where these are not random; only their batch norms' statistics become those of
+    these images. average: share of the running average of its weights
     that stays at each step, 0 for none. patience: epochs without one worth keeping before it
     stops. label_smoothing: 0 to 0.5. auxiliary: further labels that the target model answers, each
     where the data know it; auxiliary_weight: of their loss. mined_weight: of positives whose label
