@@ -157,6 +157,9 @@ def test_a_bundle_is_served_otherwise_without_training(
     capsys.readouterr()
     assert main([*data, *given, "--dry-run", "--out", str(tmp_path / "none")]) == 0
     assert "Nothing is trained." in capsys.readouterr().out
+    for options in (["--area-weight", "9"], ["--teachers", "5"], ["--mask-epochs", "30"]):
+        assert main([*data, *given, *options, "--out", str(tmp_path / "none")]) == 1
+        assert "change nothing here" in capsys.readouterr().err
     assert main([*data, "--keep-module", "--out", str(tmp_path / "none")]) == 1
     assert "name the bundle by --target-model" in capsys.readouterr().err
 
@@ -169,6 +172,11 @@ def test_a_bundle_on_other_data_is_told(
     short = ["--mask-epochs", "1", "--batch", "8", "--threads", "1"]
     assert main([*given, *short, "--out", str(tmp_path / "out")]) == 0
     assert "was trained on other data" in " ".join(capsys.readouterr().err.split())
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text("utf-8")
+    assert "was trained on other data" in card
+    assert "had seen it is not known here" in card
+    assert "trained nothing" not in card
+    assert "The test split trained nothing" in (trained / "MODEL_CARD.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -238,3 +246,19 @@ def test_the_distribution_owns_the_name_trainer() -> None:
     if not owners:
         pytest.skip("nemt-dicom is not installed here")
     assert set(owners) == {"nemt-dicom"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--target-model", "model.safetensors", "--teachers", "2"],
+        ["--objective", "nem-u", "--teachers", "2"],
+        ["--dry-run", "--ablation"],
+    ],
+)
+def test_what_cannot_be_asked_together(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--target", "pneumonia", "--data", "data", "--out", "out"]
+    assert main([*given, *options]) == 1
+    assert "--dry-run and" in (error := capsys.readouterr().err) or "change nothing here" in error

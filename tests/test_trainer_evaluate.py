@@ -21,12 +21,13 @@ from nemt_dicom import cli as service
 from nemt_dicom.bundle import Bundle, save
 from nemt_dicom.config import Settings
 from nemt_dicom.worker import PipelineEngine
-from trainer import baselines, dependence, maps, perturbation, relabelled
+from trainer import baselines, dependence, maps, perturbation, relabelled, thorough
 from trainer.baselines import METHODS, Method
 from trainer.checks import QUESTIONS, checks, verdict
 from trainer.cli import main as train
 from trainer.comparison import Evaluated, scores, table
 from trainer.config import TrainingConfig
+from trainer.decisions import mask_areas
 from trainer.eval_cli import main
 from trainer.progress import Silent
 
@@ -221,6 +222,43 @@ def test_u_relax_is_as_slow_as_relax(bundle: Path, monkeypatch: pytest.MonkeyPat
     }  # fmt: skip
 
 
+def test_relax_of_another_network_is_not_the_last_ones(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(baselines.RELAX_MASKS, "cpu", 50)
+    network = Bundle.load(bundle).network("cpu")
+    other = dependence.randomised(
+        network, [name for name, _ in network.target_model.named_children()]
+    )
+    images = np.random.default_rng(0).random((2, 1, 64, 64), np.float32)
+    for key in ("relax", "u_relax"):
+        method = baselines.for_representations("cpu")[key]
+        first = method.maps(network, images)
+        assert not np.allclose(first, method.maps(other, images))
+        assert np.array_equal(first, method.maps(network, images))
+
+
+def test_a_resample_without_a_label_says_nothing_of_areas() -> None:
+    cases = [SimpleNamespace(label=int(i < 3)) for i in range(30)]
+    examples: Any = SimpleNamespace(
+        labels=np.array([case.label for case in cases], np.float32),
+        patients=tuple(str(i) for i in range(30)),
+    )
+    masks = np.full((30, 4, 4), 0.1, np.float32)
+    masks[:3] = 0.4
+    found = mask_areas(examples, masks)["negatives_over_positives"]
+    assert (found["mean"], found["lo"], found["hi"]) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_a_slow_explanation_module_is_tested_all_the_same(
+    sets: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thorough, "QUICK", 0.0)
+    out = sets / "slow-module"
+    assert call(bundle, sets / "rsna", out, "--methods", "random") == 0
+    assert {*summary(out)["randomisation"]} == {"nemt", "layers"}
+
+
 def test_a_failing_method_is_counted_not_hidden(
     sets: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +388,35 @@ def test_of_data_like_the_bundles_own_only_those_held_out(sets: Path, bundle: Pa
     found = summary(out)["evaluated"]
     assert 0 < found["images"] < 40
     assert any("stable hash" in note for note in found["notes"])
+
+
+def test_twins_of_training_images_are_no_test_images(
+    sets: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RSNA's images are NIH's: where no table tells whom a bundle of RSNA's saw, all data must."""
+    nih = write_nih(sets / "nih-unplaced", count=24)
+    table = nih / "Data_Entry_2017_v2020.csv"
+    rows = [line.rpartition(",")[0] for line in table.read_text("utf-8").splitlines()]
+    table.write_text("\n".join(rows) + "\n", encoding="utf-8")  # without the column split
+    out = sets / "twins"
+    assert call(bundle, nih, out, "--quick", "--methods", "random") == 1
+    assert "name those of RSNA, too" in capsys.readouterr().err
+
+
+def test_an_unreadable_image_is_named_and_only_left_out_where_asked(
+    sets: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = sets / "damaged"
+    shutil.copytree(sets / "rsna", damaged)
+    (damaged / "stage_2_train_images" / "image-63.dcm").write_bytes(b"no image")
+    given = ("--quick", "--methods", "random")
+    assert call(bundle, damaged, sets / "damaged-1", *given) == 1
+    assert "image-63.dcm" in capsys.readouterr().err
+    assert call(bundle, damaged, sets / "damaged-2", *given, "--skip-bad") == 0
+    found = summary(sets / "damaged-2")["evaluated"]
+    assert found["unreadable"] == 1
+    assert any("1 images could not be read" in note for note in found["notes"])
+    assert "image-63.dcm" in (sets / "damaged-2" / "report.md").read_text("utf-8")
 
 
 def test_positives_alone_have_maps_and_no_auc(sets: Path, bundle: Path) -> None:

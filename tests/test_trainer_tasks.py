@@ -144,6 +144,14 @@ def test_the_dry_run_spends_nothing(sets: Path, capsys: pytest.CaptureFixture[st
     for word in ("RSNA train", "classifier", "explanation module", "memory"):
         assert word in text
     assert not out.exists()
+    assert main([*data, *SMALL, "--batch", "4000", "--dry-run", "--out", str(out)]) == 0
+
+
+def test_the_ablation_has_no_teachers(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--random-init"]
+    out = sets / "untaught"
+    assert main([*data, *SMALL, "--ablation", "--teachers", "2", "--out", str(out)]) == 1
+    assert "neither teachers" in capsys.readouterr().err
 
 
 def test_another_run_is_not_resumed(

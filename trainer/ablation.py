@@ -76,6 +76,8 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
     A second call with the same `places.out` computes only what is missing. Raises `DataError` where
     no test image has ground truth.
     """
+    if config.teachers or places.keep_module:
+        raise TrainingError("the ablation has neither teachers nor a module that is kept")
     recipes = variants(config)
     config = recipes[BASE]
     make_repeatable(config)

@@ -260,12 +260,13 @@ def for_representations(device: str) -> dict[str, Method]:
     U-RELAX of the images that RELAX saw last costs nothing more.
     """
     count = RELAX_MASKS[device]
-    newest: list[tuple[Images, tuple[Maps, Maps]]] = []
+    newest: list[tuple[ExplainedNetwork, Images, tuple[Maps, Maps]]] = []
 
     def both(network: ExplainedNetwork, images: Images) -> tuple[Maps, Maps]:
-        if not newest or newest[0][0] is not images:
-            newest[:] = [(images, relax(network.logits, images, masks=count, device=device))]
-        return newest[0][1]
+        if not newest or newest[0][0] is not network or newest[0][1] is not images:
+            found = relax(network.logits, images, masks=count, device=device)
+            newest[:] = [(network, images, found)]
+        return newest[0][2]
 
     settings = f"{count} masks of 7 x 7 cells, black, cosine similarity"
     return {

@@ -73,14 +73,25 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
         "## Data\n\n"
         + splits_table(data["splits"])
         + "\n\nSplits are by patient over all sources together; validation is a stable "
-        f"{training['recipe']['validation_share']:.0%} of the training patients. The test split "
-        "trained nothing and set no threshold.\n\n" + "\n".join(f"- {text}" for text in terms),
+        f"{training['recipe']['validation_share']:.0%} of the training patients. "
+        f"{_untouched(training, data)}\n\n" + "\n".join(f"- {text}" for text in terms),
         _figures(metrics),
         f"## Thresholds\n\n{_thresholds(description)}",
         "## Known biases and limits\n\n" + "\n".join([*biases, GENERAL_BIAS]),
         _origin(training),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _untouched(training: dict[str, Any], data: dict[str, Any]) -> str:
+    """What the test split was not used for, as far as that is known of a given target model."""
+    taken = training.get("target_model_bundle") or {}
+    if training["target_model_file"] and taken.get("data") != data["fingerprint"]:
+        return (
+            "The test split set no threshold and trained no explanation module; whether the given "
+            "target model had seen it is not known here."
+        )
+    return "The test split trained nothing and set no threshold."
 
 
 def _changes(recipe: dict[str, Any]) -> str:
@@ -159,7 +170,7 @@ def _objective(recipe: dict[str, Any]) -> str:
         + (
             f" Every image is served the shape that its mask has at log odds of {full:g}; its "
             "height is full from there on, and below falls as the square of the odds."
-            if (full := recipe.get("full_from")) is not None
+            if recipe["follows"] and (full := recipe.get("full_from")) is not None
             else ""
         )
     )

@@ -32,12 +32,18 @@ from .result_tables import differences_table, figures_table, paper_table
 from .run import run
 
 PLACES = {field.name for field in fields(Places)}
+RECIPE = {field.name for field in fields(TrainingConfig)}
+SERVED_OTHERWISE = {"full_from", "gamma", "sensitivity", "threads", "device", "bfloat16"}
+"""What of a recipe says how a module that is kept is served, measured and computed."""
 
 
 def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Places, str]:
     """Recipe, places and what to do: "run", "dry_run" or "ablation". Raises `TrainingError`."""
     given = vars(build_parser().parse_args(arguments))
-    task = next((name for name in ("dry_run", "ablation") if given.pop(name, False)), "run")
+    asked = [name for name in ("dry_run", "ablation") if given.pop(name, False)]
+    if len(asked) > 1:
+        raise TrainingError("--dry-run and --ablation: name one of them")
+    task = asked[0] if asked else "run"
     preset = given.pop("preset")
     recipe = dict(PRESETS[preset])
     if given.get("objective") == "nem-u":
@@ -49,11 +55,21 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
             group[names] = tuple(n.strip() for n in group[names].split(",") if n.strip())
     places.setdefault("cache", default_cache())
     if "target_model" in places and places["target_model"].is_dir():
+        kept = RECIPE - SERVED_OTHERWISE if places.get("keep_module") else {*OF_THE_TARGET_MODEL}
+        _require_none(given, kept, f"{places['target_model']} says them")
         recipe |= _of_bundle(places)
     elif places.get("keep_module"):
         raise TrainingError("--keep-module: name the bundle by --target-model")
+    if "target_model" in places or given.get("objective") == "nem-u":
+        _require_none(given, {"teachers"}, "no target model is trained")
     given.setdefault("bfloat16", has_bfloat16(given.get("device", TrainingConfig.device)))
     return TrainingConfig(**(recipe | given)), Places(**places), task
+
+
+def _require_none(given: dict[str, Any], names: set[str], reason: str) -> None:
+    """Raises `TrainingError` where something is asked for that would do nothing."""
+    if idle := sorted(({*given} & names) - {"target"}):
+        raise TrainingError(f"settings that change nothing here ({reason}): {', '.join(idle)}")
 
 
 def _of_bundle(places: dict[str, Any]) -> dict[str, Any]:
@@ -67,8 +83,7 @@ def _of_bundle(places: dict[str, Any]) -> dict[str, Any]:
     known, taken = bundle.manifest.training["recipe"], set(OF_THE_TARGET_MODEL)
     if places.get("keep_module"):
         known = BEFORE_0_4 | known
-        here = {"full_from", "gamma", "threads", "device", "bfloat16"}
-        taken = {field.name for field in fields(TrainingConfig)} - here
+        taken = RECIPE - SERVED_OTHERWISE | {"sensitivity"}
     found = {name: value for name, value in known.items() if name in taken}
     return found | {"auxiliary": tuple(found.get("auxiliary", ()))}
 

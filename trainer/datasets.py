@@ -136,7 +136,13 @@ def find_cases_to_evaluate(
     there = _existing(listings, notes, skip_bad=skip_bad)
     sources = {image.source for image in there}
     free = not any(split for listing in listings for _, split in listing.images)
-    whole = free and not sources & set(trained_on)
+    twins = {"NIH", "RSNA"}  # RSNA's images are NIH's
+    whole = free and not sources & ({*trained_on} | (twins if twins & {*trained_on} else set()))
+    if free and not whole and (lacking := sorted({*trained_on} - sources)):
+        raise DataError(
+            "no table places a patient in a split, and whom the bundle was trained on hangs on all "
+            f"of its data: name those of {', '.join(lacking)}, too (--data)"
+        )
     if free:
         notes.append(
             "no table places a patient in a split: all images are evaluated"

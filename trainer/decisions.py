@@ -44,9 +44,9 @@ def mask_areas(examples: Examples, masks: NDArray[np.float32]) -> dict[str, dict
         share = [examples.labels == label for label in (0, 1)]
 
         def negatives_over_positives(rows: NDArray[np.intp]) -> float:
-            low, high = (
-                a[rows].sum() / max(1, s[rows].sum()) for a, s in zip(on, share, strict=True)
-            )
+            if not all(s[rows].any() for s in share):
+                return float("nan")  # a resample without one of the labels says nothing
+            low, high = (a[rows].sum() / s[rows].sum() for a, s in zip(on, share, strict=True))
             return float(low / max(high, 1e-12))
 
         found["negatives_over_positives"] = figure(negatives_over_positives, examples.patients)

@@ -75,7 +75,8 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
     rows, total = [], reading
     for name, (make, epochs) in makers.items():
         if name == "explanation module" and asks:
-            _as_trained(network, torch.from_numpy(examples.take(np.arange(config.batch))))
+            some = np.arange(min(config.batch, len(examples)))
+            _as_trained(network, torch.from_numpy(examples.take(some)))
         steps = epochs * len(batches(np.arange(len(cases)), config.batch))
         bare, piped = rates(make, network, examples, config, progress)
         total += steps / piped

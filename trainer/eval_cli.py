@@ -124,7 +124,9 @@ def _shared(parser: argparse.ArgumentParser) -> None:
         help="which images (default: test; all where the data have no split)",
     )
     parser.add_argument("--resume", action="store_true", help="--out is there already: go on")
-    parser.add_argument("--skip-bad", action="store_true", help="leave missing images out")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave missing and unreadable images out"
+    )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
     )
@@ -181,6 +183,7 @@ def _evaluate(options: argparse.Namespace, progress: Progress) -> str:
         split=options.split,
         thorough=not options.quick,
         others=read_others(options.others, bundle, progress),
+        skip_bad=options.skip_bad,
     )
     found = evaluate(
         bundle, dataset, options.cache, device=options.device, progress=progress, plan=plan
@@ -214,7 +217,7 @@ def _compare(options: argparse.Namespace, progress: Progress) -> str:
         bundle = Bundle.load(folder)
         dataset = _dataset(bundle, options, progress)
         methods = _methods(bundle, options) if options.methods else ()
-        plan = Plan(methods=methods, split=options.split, thorough=False)
+        plan = Plan(methods=methods, split=options.split, thorough=False, skip_bad=options.skip_bad)
         evaluation = evaluate(
             bundle, dataset, options.cache, device=options.device, progress=progress, plan=plan
         )

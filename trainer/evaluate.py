@@ -30,7 +30,7 @@ from .comparison import (
     scores,
     table,
 )
-from .datasets import Dataset, fingerprint
+from .datasets import Dataset, fingerprint, name_few
 from .decisions import Device
 from .explanation import asked_without_evidence, soft_masks
 from .maps import attribute
@@ -62,7 +62,7 @@ def evaluate(
     """
     plan = plan or Plan()
     network = bundle.network(device)
-    examples = _read(bundle, dataset, cache, plan.split, progress)
+    examples = _read(bundle, dataset, cache, plan, progress)
     answer, masks = soft_masks(network, examples.images)
     rows, regions = ground_truth(examples)
     truth: Regions | None = regions
@@ -97,8 +97,9 @@ def evaluate(
 
 
 def _read(
-    bundle: Bundle, dataset: Dataset, cache: Path, split: str, progress: Progress
+    bundle: Bundle, dataset: Dataset, cache: Path, plan: Plan, progress: Progress
 ) -> Examples:
+    split = plan.split
     cases = [case for case in dataset.cases if case.split == split]
     if not any(case.label for case in cases):
         raise DataError(
@@ -107,8 +108,13 @@ def _read(
         )
     progress.stage(f"reading, {split}", len(cases))
     return load_examples(
-        cases, bundle.preprocessing, cache=cache, done=progress.step, skip_bad=True
+        cases, bundle.preprocessing, cache=cache, done=progress.step, skip_bad=plan.skip_bad
     )
+
+
+def _left_out(examples: Examples) -> list[str]:
+    few, count = name_few(examples.skipped, "; "), len(examples.skipped)
+    return [f"{count} images could not be read and are left out: {few}"] if count else []
 
 
 def _what(
@@ -124,7 +130,7 @@ def _what(
         "patients": len(set(examples.patients)),
         "sources": sorted({case.source for case in examples.cases}),
         "fingerprint": fingerprint(examples.cases),
-        "notes": list(dataset.notes),
+        "notes": [*dataset.notes, *_left_out(examples)],
         "thorough": plan.thorough,
         "device": device_name(device, torch.get_num_threads()),
         "code": code_state(),

@@ -41,13 +41,15 @@ class Plan:
 
     methods: their keys; those that a bundle's kind has are compared. thorough: removal curves,
     ROAD, subgroups, dependence on the model, stability, silence. others: images (N, C, S, S) that
-    are not of the target's kind, by name.
+    are not of the target's kind, by name. skip_bad: images that cannot be read are left out, with
+    a note, instead of an error.
     """
 
     methods: tuple[str, ...] = IN_TRAINING
     split: str = "test"
     thorough: bool = False
     others: tuple[tuple[str, Images], ...] = ()
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -133,10 +133,13 @@ def prepare(config: TrainingConfig, places: Places, team: Team, progress: Progre
     read = (*train.cases, *validation.cases, *test.cases)
     dataset = replace(dataset, cases=tuple(read))  # without what could not be read
     if places.bundle and places.bundle.manifest.data["fingerprint"] != fingerprint(read):
-        progress.note(
-            f"{places.bundle.folder} was trained on other data than these: its target model may "
-            "have learnt images that here are validation or test"
+        doubt = (
+            f"{places.bundle.manifest.name} {places.bundle.manifest.version} was trained on other "
+            "data than these: its target model may have learnt images that here are validation or "
+            "test"
         )
+        progress.note(doubt)
+        dataset = replace(dataset, notes=(*dataset.notes, doubt))
     return Prepared(dataset=dataset, train=train, validation=validation, network=network)
 
 

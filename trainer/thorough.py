@@ -9,7 +9,7 @@ from nemt_dicom.bundle import Bundle
 from nemt_dicom.network import ExplainedNetwork
 
 from . import dependence, metrics, robustness, timing
-from .baselines import Images, Method
+from .baselines import NEMT, Images, Method
 from .dependence import SHUFFLED, input_invariance, randomisation
 from .maps import SLOW, seeded_subset
 from .plan import MEAN_OF_BOXES, Evaluation, Plan
@@ -61,9 +61,9 @@ def further_tests(
         for key in methods
         if found.attributed[key].found
     }
-    able = {key: methods[key] for key in taken if gpu or taken[key] <= SLOW}
+    able = {key: methods[key] for key in taken if gpu or taken[key] <= SLOW or key == NEMT}
     able.pop(SHUFFLED, None)  # it is a test itself
-    quick = {key: m for key, m in able.items() if gpu or taken[key] <= QUICK}
+    quick = {key: m for key, m in able.items() if gpu or taken[key] <= QUICK or key == NEMT}
     still = {key: m for key, m in quick.items() if key not in ("random", MEAN_OF_BOXES)}
     threshold = bundle.manifest.mask_threshold
 

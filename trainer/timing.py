@@ -65,7 +65,7 @@ def time_methods(
         found[key] = {"seconds": figure(average(np.array(taken[key])), whose)}
         if np.mean(taken[key]) <= SLOW:
             run(batch)
-            seconds = _seconds(run, batch, device) / BATCH
+            seconds = _seconds(run, batch.copy(), device) / BATCH
             found[key]["seconds_in_batch"] = figure(lambda _, s=seconds: s, ["all"])  # type: ignore[misc]
         progress.step(key)
     return found
