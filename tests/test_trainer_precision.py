@@ -31,6 +31,15 @@ def test_only_depthwise_convolutions_with_slow_gradients_stay_in_float32(
     assert layer(images).dtype == torch.float32  # nothing of it stays behind
 
 
+def test_a_convolution_called_by_keywords_is_the_same() -> None:
+    images, weight = torch.rand(2, 8, 12, 12), torch.rand(8, 1, 3, 3, requires_grad=True)
+    exact = torch.conv2d(images, weight, stride=2, groups=8)
+    with mixed_precision("cpu", enabled=True):
+        assert torch.equal(torch.conv2d(images, weight, stride=2, groups=8), exact)
+        named = torch.conv2d(input=images, weight=weight, stride=2, groups=8)
+    assert torch.allclose(named.float(), exact, rtol=0.02)
+
+
 def test_gradients_are_those_of_float32_to_bfloat16s_precision() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(

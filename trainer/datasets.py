@@ -125,8 +125,9 @@ def find_cases_to_evaluate(
     `trained_on` such data: then the stable hash tells who was held out from it. photographs:
     whether the bundle explains these, not radiographs.
 
-    Raises `DataError` as `find_cases` does, where the images are of the other kind, and where
-    `split` is empty.
+    Raises `DataError` as `find_cases` does, where the images are of the other kind, where `split`
+    is empty, and where the hash alone, without all of the data `trained_on`, does not tell who was
+    held out.
     """
     target = canonical(target)
     _require_kind(folders, photographs=photographs)

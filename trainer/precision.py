@@ -35,7 +35,7 @@ def mixed_precision(device: str, *, enabled: bool) -> Iterator[None]:
 class _SlowGradientsInFloat32(TorchFunctionMode):
     """Depthwise convolutions whose gradient oneDNN has no fast bfloat16 code for, in float32.
 
-    One with a stride takes 30 to 40 times as long as in float32, the weights of a 5 x 5 one 3 to 4
+    One with a stride takes 30 to 45 times as long as in float32, the weights of a 5 x 5 one 3 to 4
     times. deploy/decisions.md has the figures.
     """
 
@@ -46,15 +46,19 @@ class _SlowGradientsInFloat32(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        slow = func is torch.conv2d and _is_slow(*args)
+        named = kwargs or {}
+        slow = func is torch.conv2d and len(args) > 1 and _is_slow(*args)
         if not slow:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **named)
         with torch.autocast("cpu", enabled=False):
-            return func(*[v.float() if isinstance(v, Tensor) else v for v in args])
+            return func(*[v.float() if isinstance(v, Tensor) else v for v in args], **named)
 
 
 def _is_slow(images: Tensor, weight: Tensor, *rest: Any) -> bool:
-    """Of conv2d's arguments as torch.nn.Conv2d gives them: images, weight, bias, stride, ..."""
+    """Of conv2d's arguments as torch.nn.Conv2d gives them: images, weight, bias, stride, ...
+
+    A call that names its stride is not seen to be strided, and is only slower.
+    """
     depthwise = weight.shape[1] == 1 and images.shape[1] > 1
     if not depthwise or not torch.is_grad_enabled():
         return False
