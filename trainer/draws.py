@@ -1,8 +1,8 @@
 """Random numbers that depend on nothing but what they are for.
 
-Every number is a function of the run's seed, the stage, the epoch, the use and the example. So a
-run that was killed goes on as if it had not been, and two processes that share a batch draw what
-one process alone would.
+Every number is a function of the run's seed, the stage, the epoch, the step, the use and the place
+in the batch. So a run that was killed goes on as if it had not been, two processes that share a
+batch draw what one process alone would, and an example that an epoch takes twice is drawn for anew.
 """
 
 import hashlib
@@ -15,9 +15,10 @@ from torch import Tensor
 
 
 class Draws:
-    """The random numbers of some examples of one epoch.
+    """The random numbers of some examples of one step.
 
-    key: what they are for, such as (seed, stage, epoch). rows: the examples, as numbers.
+    key: what they are for, such as (seed, stage, epoch, step). rows: the examples' places in the
+    batch of all processes.
     """
 
     def __init__(self, key: Sequence[int | str], rows: NDArray[np.intp]) -> None:

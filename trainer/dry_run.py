@@ -150,7 +150,7 @@ def rates(
             stage.begin_epoch()
             started = time.monotonic()
             rows, images = next(reader) if piped else (first, held)
-            take_step(stage, stage.module, rows, images, (config.seed, name, 1), 0.5, run)
+            take_step(stage, stage.module, rows, images, (config.seed, name, 1, 0), 0.5, run)
             if number:  # the first is warm-up
                 times[piped].append(time.monotonic() - started)
             progress.step()

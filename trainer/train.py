@@ -36,7 +36,7 @@ SAVE_EVERY = 600.0
 class Batch:
     """Some training examples. images: (B, C, S, S) float32 in [0, 1]. rows: their numbers.
 
-    draws: their random numbers in this epoch. done: share of the stage's steps that are done.
+    draws: their random numbers in this step. done: share of the stage's steps that are done.
     """
 
     images: Tensor
@@ -150,8 +150,8 @@ def fit(stage: Stage, examples: Examples, run: Run) -> None:
         for rows, images in read_ahead(examples, planned, team):
             done = ((standing.epoch - 1) * steps + standing.done) / (stage.epochs * steps)
             stage.before_step(done)
-            draws_key = (config.seed, stage.name, standing.epoch)
-            loss, text = take_step(stage, module, rows, images, draws_key, done, run)
+            key = (config.seed, stage.name, standing.epoch, standing.done)
+            loss, text = take_step(stage, module, rows, images, key, done, run)
             stage.after_step()
             standing.losses.append(loss)
             standing.done += 1
@@ -196,13 +196,17 @@ def take_step(
     module: nn.Module,
     rows: NDArray[np.intp],
     images: Tensor,
-    key: tuple[int, str, int],
+    key: tuple[int, str, int, int],
     done: float,
     run: Run,
 ) -> tuple[float, str]:
-    """One step of the optimiser; the mean loss over the whole batch of all processes."""
+    """One step of the optimiser; the mean loss over the whole batch of all processes.
+
+    key: of its random numbers; the place in the whole batch is an example's, which an epoch may
+    take more than once.
+    """
     config, team = run.config, run.team
-    own = team.share(rows)
+    own, places = team.share(rows), team.share(np.arange(len(rows)))
     parts = np.array_split(np.arange(len(own)), min(config.accumulate, len(own)))
     stage.optimiser.zero_grad()
     loss = torch.zeros((), dtype=torch.float64, device=team.device)
@@ -211,7 +215,7 @@ def take_step(
         batch = Batch(
             images=images[part[0] : part[-1] + 1],
             rows=own[part],
-            draws=Draws(key, own[part]),
+            draws=Draws(key, places[part]),
             done=done,
         )
         with team.averaging(module, now=number == len(parts)):
