@@ -2,9 +2,11 @@
 
 import csv
 import json
+import shutil
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -17,11 +19,14 @@ from nemt_dicom.config import ExplanationSettings, InputSettings
 from nemt_dicom.explainer import Explainer
 from nemt_dicom.radiograph import Radiograph
 from trainer.cli import main, read_arguments
+from trainer.config import Places
+from trainer.origin import start_of, trained_by
 from trainer.precision import has_bfloat16
 
 QUICK = [
     "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
     "--classifier-epochs", "2", "--mask-epochs", "1", "--batch", "8", "--threads", "1",
+    "--teachers", "0",
 ]  # fmt: skip
 
 
@@ -164,6 +169,36 @@ def test_a_bundle_is_served_otherwise_without_training(
     assert "name the bundle by --target-model" in capsys.readouterr().err
 
 
+def test_a_bundle_names_all_whose_work_it_holds(trained: Path, tmp_path: Path) -> None:
+    sets, taught, served = trained.parent, tmp_path / "taught", tmp_path / "served"
+    data = ["--data", str(sets / "rsna"), "--data", str(sets / "nih"), "--target", "pneumonia"]
+    short = ["--mask-epochs", "1", "--batch", "8", "--threads", "1", "--seed", "3"]
+    assert main([*data, *short, "--target-model", str(trained), "--out", str(taught)]) == 0
+    kept = ["--keep-module", "--gamma", "1", "--target-model", str(taught)]
+    assert main([*data, *kept, "--out", str(served)]) == 0
+    first, second, third = (Bundle.load(folder) for folder in (trained, taught, served))
+    training = third.manifest.training
+    start = training["target_model_bundle"]
+    assert (start["digest"], start["module_kept"]) == (second.digest, True)
+    assert start["epochs"] == second.manifest.training["epochs"]
+    assert start_of(training)["digest"] == first.digest
+    assert start_of(first.manifest.training) is first.manifest.training
+    card = (served / "MODEL_CARD.md").read_text("utf-8")
+    assert "Its explanation module was trained by" in card
+    assert "Its target model was trained by" in card
+
+    def origin(*, keep: bool) -> Any:
+        place = tmp_path / "none"
+        return trained_by(
+            Places(folders=(), out=place, cache=place, bundle=third, keep_module=keep)
+        )
+
+    assert origin(keep=True)["digest"] == second.digest  # the third one trained nothing
+    anew = origin(keep=False)
+    assert (anew["digest"], anew["module_kept"]) == (first.digest, False)
+    assert {epoch[0] for epoch in anew["epochs"]} == {"classifier"}
+
+
 def test_a_bundle_on_other_data_is_told(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +281,38 @@ def test_the_distribution_owns_the_name_trainer() -> None:
     if not owners:
         pytest.skip("nemt-dicom is not installed here")
     assert set(owners) == {"nemt-dicom"}
+
+
+@pytest.mark.parametrize(
+    ("options", "teachers"),
+    [
+        ([], 5),
+        (["--teachers", "2"], 2),
+        (["--preset", "paper"], 0),
+        (["--target-model", "model.safetensors"], 0),
+        (["--target-model", "model.safetensors", "--teachers", "0"], 0),
+        (["--objective", "nem-u"], 0),
+        (["--objective", "nem-u", "--preset", "paper"], 0),
+        (["--ablation"], 0),
+    ],
+)
+def test_teachers_are_the_default_where_a_target_model_is_trained(
+    options: list[str], teachers: int
+) -> None:
+    given = ["--target", "pneumonia", "--data", "data", "--out", "out"]
+    config, _, _ = read_arguments([*given, *options])
+    assert config.teachers == teachers
+
+
+def test_a_bundle_that_does_not_speak_of_teachers_had_none(trained: Path, tmp_path: Path) -> None:
+    former = tmp_path / "former"
+    shutil.copytree(trained, former)
+    manifest = json.loads((former / "manifest.json").read_text("utf-8"))
+    del manifest["training"]["recipe"]["teachers"]
+    (former / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    given = ["--target", "pneumonia", "--data", "data", "--out", "out"]
+    config, _, _ = read_arguments([*given, "--target-model", str(former)])
+    assert config.teachers == 0
 
 
 @pytest.mark.parametrize(

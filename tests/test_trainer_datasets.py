@@ -86,6 +86,16 @@ def own(tmp_path: Path) -> Path:
 # --- layouts ---
 
 
+def test_all_auxiliary_labels_are_those_that_some_image_has(rsna: Path, nih: Path) -> None:
+    assert find(rsna, nih, auxiliary=("all",)).outputs == ("pneumonia", "abnormal", "edema")
+    assert find(nih, target="edema", auxiliary=("all",)).outputs == (
+        "edema", "abnormal", "pneumonia",
+    )  # fmt: skip
+    assert find(nih, auxiliary=("Hernia",)).outputs == ("pneumonia", "hernia")  # known to be absent
+    with pytest.raises(DataError, match="no image knows the auxiliary label gout"):
+        find(nih, auxiliary=("gout",))
+
+
 def test_layouts_are_recognised_from_their_files(rsna: Path, nih: Path, own: Path) -> None:
     found = find(rsna, nih, own)
     assert {case.source for case in found.cases} == {"RSNA", "NIH", "CSV"}

@@ -57,7 +57,7 @@ def bundle(sets: Path) -> Path:
     options = [
         "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
         "--classifier-epochs", "2", "--mask-epochs", "1", "--batch", "8", "--threads", "1",
-        "--data", str(sets / "rsna"), "--out", str(out),
+        "--teachers", "0", "--data", str(sets / "rsna"), "--out", str(out),
     ]  # fmt: skip
     assert train(options) == 0
     return out

@@ -23,7 +23,7 @@ from trainer.thresholds import for_sensitivity
 BACKBONE = "test_efficientnet"
 QUICK = [
     "--size", "64", "--classifier-epochs", "1", "--mask-epochs", "1", "--batch", "8",
-    "--threads", "1",
+    "--threads", "1", "--teachers", "0",
 ]  # fmt: skip
 SMALL = ["--backbone", BACKBONE, *QUICK]
 

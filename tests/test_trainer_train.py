@@ -32,6 +32,7 @@ OPTIONS = [
     "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
     "--classifier-epochs", "3", "--mask-epochs", "3", "--batch", "4", "--threads", "1",
     "--area-weight", "1", "--any-change", "--unscaled", "--classifier-lr", "0.01",
+    "--teachers", "0",
 ]  # fmt: skip
 """A mask that neither vanishes nor covers everything, of a classifier that has learnt little."""
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from .origin import start_of
 from .result_tables import (
     checks_table,
     differences_table,
@@ -57,7 +58,7 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
     data, training, metrics = (description[name] for name in ("data", "training", "metrics"))
     terms = [DATA_TERMS[name] for name in data["sources"]]
     terms += [note[:1].upper() + note[1:] + "." for note in data.get("notes", [])]
-    start = training.get("target_model_bundle") or training  # where its target model was trained
+    start = start_of(training)
     own_start = start["target_model_file"] is None and start["initial_weights_file"] is None
     if training["recipe"]["pretrained"] and own_start:
         terms.append(f"{WEIGHTS_TERMS}; {_changes(training['recipe'])}.")
@@ -72,9 +73,9 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
         _model(description, architecture),
         "## Data\n\n"
         + splits_table(data["splits"])
-        + "\n\nSplits are by patient over all sources together; validation is a stable "
-        f"{training['recipe']['validation_share']:.0%} of the training patients. "
-        f"{_untouched(training, data)}\n\n" + "\n".join(f"- {text}" for text in terms),
+        + "\n\nSplits are by patient over all sources together; where no table has a validation "
+        f"split, it is a stable {training['recipe']['validation_share']:.0%} of the training "
+        f"patients. {_untouched(training, data)}\n\n" + "\n".join(f"- {text}" for text in terms),
         _figures(metrics),
         f"## Thresholds\n\n{_thresholds(description)}",
         "## Known biases and limits\n\n" + "\n".join([*biases, GENERAL_BIAS]),
@@ -245,12 +246,13 @@ def _origin(training: dict[str, Any]) -> str:
     code = training["code"]
     dirty = {True: ", with changes not yet committed", False: "", None: ""}[code["dirty"]]
     start = training.get("target_model_bundle")
+    since = " since it was resumed" if training.get("resumed") else ""
     made = "Thresholds and figures made" if start and start["module_kept"] else "Trained"
     return (
         f"## Origin\n\n{made} by `nemt-train` {code['version']} at commit "
         f"`{code['commit']}`{dirty} (SHA-256 of its Python sources `{code['sources'][:16]}...`), "
         f"seed {training['recipe']['seed']}, on {training['device']}, in "
-        f"{training['minutes']:.0f} minutes.{_of_the_target_model(training)}"
+        f"{training['minutes']:.0f} minutes{since}.{_of_the_target_model(training)}"
     )
 
 
@@ -258,8 +260,9 @@ def _of_the_target_model(training: dict[str, Any]) -> str:
     start = training.get("target_model_bundle")
     if not start:
         return ""
-    what = "network" if start["module_kept"] else "target model"
+    of_another = start.get("target_model_bundle")
+    what = ("explanation module" if of_another else "network") * start["module_kept"]
     return (
-        f" Its {what} was trained by {start['code']['version']} at commit "
-        f"`{start['code']['commit']}`, on {start['device']}."
+        f" Its {what or 'target model'} was trained by {start['code']['version']} at commit "
+        f"`{start['code']['commit']}`, on {start['device']}.{_of_the_target_model(start)}"
     )

@@ -16,7 +16,7 @@ from .ablation import run_ablation
 from .bars import Bars
 from .cache import default_cache
 from .config import (
-    BEFORE_0_4,
+    FORMERLY,
     NEM_U,
     OF_THE_TARGET_MODEL,
     PRESETS,
@@ -60,7 +60,10 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
         recipe |= _of_bundle(places)
     elif places.get("keep_module"):
         raise TrainingError("--keep-module: name the bundle by --target-model")
-    if "target_model" in places or given.get("objective") == "nem-u":
+    elif "target_model" in places or task == "ablation":
+        recipe["teachers"] = 0
+    untrained = "target_model" in places or given.get("objective") == "nem-u"
+    if untrained and given.get("teachers"):
         _require_none(given, {"teachers"}, "no target model is trained")
     given.setdefault("bfloat16", has_bfloat16(given.get("device", TrainingConfig.device)))
     return TrainingConfig(**(recipe | given)), Places(**places), task
@@ -80,9 +83,8 @@ def _of_bundle(places: dict[str, Any]) -> dict[str, Any]:
     places["bundle"], places["target_model"] = bundle, bundle.weights
     places["output_names"] = bundle.architecture.outputs
     places["activation"] = bundle.architecture.activation
-    known, taken = bundle.manifest.training["recipe"], set(OF_THE_TARGET_MODEL)
+    known, taken = FORMERLY | bundle.manifest.training["recipe"], set(OF_THE_TARGET_MODEL)
     if places.get("keep_module"):
-        known = BEFORE_0_4 | known
         taken = RECIPE - SERVED_OTHERWISE | {"sensitivity"}
     found = {name: value for name, value in known.items() if name in taken}
     return found | {"auxiliary": tuple(found.get("auxiliary", ()))}

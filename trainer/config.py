@@ -10,6 +10,7 @@ from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import Fill
 from nemt_dicom.preprocess import Preprocessing
 
+from .layouts import ALL
 from .objectives import Response, TrainingFill
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
@@ -34,8 +35,9 @@ class TrainingConfig:
     these images. average: share of the running average of its weights
     that stays at each step, 0 for none. patience: epochs without one worth keeping before it
     stops. label_smoothing: 0 to 0.5. auxiliary: further labels that the target model answers, each
-    where the data know it; auxiliary_weight: of their loss. mined_weight: of positives whose label
-    was mined from reports (NIH), beside labels by radiologists (RSNA), for the target's loss.
+    where the data know it, or `ALL` of theirs; auxiliary_weight: of their loss. mined_weight: of
+    positives whose label was mined from reports (NIH), beside labels by radiologists (RSNA), for
+    the target's loss.
     teachers: how many target models are trained first, each with draws of its own; the one that is
     kept learns their mean answer instead of the labels, see teachers.py.
     mirror: left and right may be exchanged by augmentation. augment: whether there is any.
@@ -83,10 +85,10 @@ class TrainingConfig:
     average: float = 0.9
     patience: int = 5
     label_smoothing: float = 0.03
-    auxiliary: tuple[str, ...] = ("abnormal",)
+    auxiliary: tuple[str, ...] = (ALL,)
     auxiliary_weight: float = 0.3
     mined_weight: float = 0.3
-    teachers: int = 0
+    teachers: int = 5
     augment: bool = True
     mirror: bool = True
     noise: float = 0.02
@@ -237,6 +239,7 @@ NEM_U: dict[str, dict[str, Any]] = {
         "gamma": 1.0,
         "mask_balanced": False,
         "keep": "last",
+        "teachers": 0,
     },
     "paper": {"area_weight": 0.125, "neighbourhood": 1},
 }
@@ -253,7 +256,7 @@ OF_THE_TARGET_MODEL = (
 """What of a recipe a target model takes along into the bundle of another explanation module."""
 
 
-BEFORE_0_4: dict[str, Any] = {"mask_balanced": False, "keep": "last"}
+FORMERLY: dict[str, Any] = {"mask_balanced": False, "keep": "last", "teachers": 0}
 """What recipes did that do not say it."""
 
 

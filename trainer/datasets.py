@@ -19,6 +19,7 @@ from nemt_dicom.radiograph import Radiograph
 
 from .layouts import (
     ABNORMAL,
+    ALL,
     KINDS,
     Labelled,
     Listing,
@@ -74,8 +75,8 @@ def find_cases(
 
     Patients are placed in splits by the tables, those whom no table places by a stable hash. A
     stable share of the training patients is for validation, unless a table has a validation split
-    of its own. auxiliary: further labels to answer, where any image knows them. skip_bad: missing
-    images are left out, with a note, instead of an error.
+    of its own. auxiliary: further labels to answer, where any image knows them, or `ALL`. skip_bad:
+    missing images are left out, with a note, instead of an error.
 
     Raises `DataError` where a folder is of no known layout, lacks a file or contradicts itself or
     another, where a patient is in two splits, or a split has no image with or without the target.
@@ -93,12 +94,11 @@ def find_cases(
     _require_both_labels(cases, target)
     notes += _doubts(listings)
     classes = listings[0].outputs
-    further = [
-        name
-        for name in dict.fromkeys(canonical(name) for name in auxiliary)
-        if name != target and any(name in case.findings for case in cases)
-    ]
-    if absent := {canonical(name) for name in auxiliary} - {*further, target, ABNORMAL}:
+    known = {name for case in cases for name in case.findings}
+    there_is = sorted({name for case in cases for name, label in case.findings.items() if label})
+    asked = there_is if ALL in auxiliary else [canonical(name) for name in auxiliary]
+    further = [name for name in dict.fromkeys(asked) if name in known and name != target]
+    if absent := {*asked} - {*further, target, ABNORMAL}:
         raise DataError(f"no image knows the auxiliary label {', '.join(sorted(absent))}")
     return Dataset(
         cases=cases,

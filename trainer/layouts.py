@@ -58,6 +58,8 @@ KINDS = {RSNA_LABELS: "dicom", NIH_LABELS: "picture", HAM_LABELS: "photograph"}
 ABNORMAL = "abnormal"
 """The finding that RSNA's and NIH's images both tell: 0 for RSNA's "Normal" and NIH's "No Finding".
 """
+ALL = "all"
+"""Stands for every finding that any image has."""
 
 
 @dataclass(frozen=True, kw_only=True)

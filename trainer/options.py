@@ -147,7 +147,7 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--auxiliary",
         metavar="A,B,...",
-        help="further labels it learns where the data know them (default: abnormal)",
+        help="further labels it learns where the data know them (default: all)",
     )
     _option(target, "--mined-weight", "mined_weight", "of NIH's positives beside RSNA's labels")
     _option(

@@ -42,7 +42,7 @@ def describe_bundle(
         "training": {
             "recipe": config.to_manifest(),
             "target_model_file": file_digest(places.target_model),
-            "target_model_bundle": _trained(places),
+            "target_model_bundle": trained_by(places),
             "initial_weights_file": file_digest(places.initial_weights),
             "thresholds": thresholds.found,
             "libraries": {name: version(name) for name in ("torch", "timm", "prodigyopt")},
@@ -62,28 +62,37 @@ def describe_bundle(
     }
 
 
-def _trained(places: Places) -> dict[str, Any] | None:
-    """Which bundle a target model is taken from, and how that says it was trained."""
+def trained_by(places: Places) -> dict[str, Any] | None:
+    """Which bundle trained what is taken of another one, and how that says it did."""
     bundle = places.bundle
     if not bundle:
         return None
     manifest, training = bundle.manifest, bundle.manifest.training
-    if training.get("target_model_bundle") and not places.keep_module:
-        return dict(training["target_model_bundle"])  # where it was trained
-    as_they_are = ("code", "device", "target_model_file", "initial_weights_file")
-    return {
+    as_they_are = (
+        "code", "device", "target_model_file", "target_model_bundle", "initial_weights_file"
+    )  # fmt: skip
+    found = {
         "name": manifest.name,
         "version": manifest.version,
         "digest": bundle.digest,
         "data": manifest.data.get("fingerprint"),
-        "module_kept": places.keep_module,
-        "epochs": [
-            epoch
-            for epoch in training.get("epochs", [])
-            if places.keep_module or epoch[0] == CLASSIFIER
-        ],
+        "epochs": training.get("epochs", []),
         **{key: training.get(key) for key in as_they_are},
     }
+    if taken := training.get("target_model_bundle"):
+        if not places.keep_module:
+            found = start_of(taken)
+        elif taken["module_kept"]:
+            found = taken  # for the one named trained nothing
+    epochs = [e for e in found["epochs"] if places.keep_module or e[0] == CLASSIFIER]
+    return found | {"module_kept": places.keep_module, "epochs": epochs}
+
+
+def start_of(training: dict[str, Any]) -> dict[str, Any]:
+    """The account of the run that trained a bundle's target model, or that was given its file."""
+    while taken := training.get("target_model_bundle"):
+        training = taken
+    return training
 
 
 def code_state() -> dict[str, Any]:

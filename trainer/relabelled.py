@@ -1,7 +1,7 @@
 """Label randomisation: does a mask change when the model has learnt nothing of the target?
 
 J. Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018, section 4. Two short runs of the
-bundle's own recipe, the same but that one sees its training labels shuffled.
+bundle's own recipe without teachers, the same but that one sees its training labels shuffled.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,13 @@ from nemt_dicom.network import ExplainedNetwork
 from .cache import Examples
 from .classifier import ClassifierStage
 from .comparison import Evaluated, average, figure, scores, table
-from .config import BEFORE_0_4, Places, TrainingConfig
+from .config import FORMERLY, Places, TrainingConfig
 from .dependence import similarity
 from .distributed import Team
 from .explanation import ExplanationStage, soft_masks
 from .maps import Attributed
 from .metrics import area_under_curve
+from .origin import start_of
 from .plan import Evaluation
 from .precision import has_bfloat16
 from .progress import Progress
@@ -47,8 +48,8 @@ def label_randomisation(
     Raises `DataError` for a bundle whose target model was given, for its labels are not here.
     """
     recipe = bundle.manifest.training["recipe"]
-    start = bundle.manifest.training.get("target_model_bundle") or bundle.manifest.training
-    if bundle.architecture.explains != "target" or start["target_model_file"]:
+    given_file = start_of(bundle.manifest.training)["target_model_file"]
+    if bundle.architecture.explains != "target" or given_file:
         raise DataError(
             "label randomisation trains the target model anew, and this bundle's was given or has "
             "no target: leave --label-randomisation out"
@@ -60,7 +61,7 @@ def label_randomisation(
     epochs = {"classifier_epochs": CLASSIFIER_EPOCHS, "mask_epochs": MASK_EPOCHS}
     device = found.compared.device
     here = {"threads": threads, "device": device, "bfloat16": has_bfloat16(device)}
-    config = TrainingConfig(**(BEFORE_0_4 | given | epochs | here))
+    config = TrainingConfig(**(FORMERLY | given | epochs | here))
     result: dict[str, Any] = dict(epochs)
     masks = {}
     for name in ("true", "shuffled"):

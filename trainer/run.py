@@ -96,6 +96,7 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
         "minutes": round((time.monotonic() - started) / 60, 1),
         "device": device_name(config.device, config.threads),
         "processes": team.size,
+        "resumed": places.resume,
         "code": code,
         "epochs": [[e.part, e.number, e.figures] for e in stages.epochs],
     }
