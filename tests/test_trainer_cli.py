@@ -14,10 +14,11 @@ import pytest
 import torch
 from synthetic_sets import write_nih, write_rsna
 
-from nemt_dicom.bundle import Bundle
+from nemt_dicom.bundle import Bundle, write_manifest
 from nemt_dicom.config import ExplanationSettings, InputSettings
 from nemt_dicom.explainer import Explainer
 from nemt_dicom.radiograph import Radiograph
+from trainer.card import model_card
 from trainer.cli import main, read_arguments
 from trainer.config import Places
 from trainer.origin import start_of, trained_by
@@ -186,6 +187,13 @@ def test_a_bundle_names_all_whose_work_it_holds(trained: Path, tmp_path: Path) -
     card = (served / "MODEL_CARD.md").read_text("utf-8")
     assert "Its explanation module was trained by" in card
     assert "Its target model was trained by" in card
+    assert "The test split trained nothing" in card
+    for name, value in (("data", "other"), ("target_model_file", "0" * 64)):
+        content = third.manifest.model_dump(mode="json")
+        content["training"]["target_model_bundle"]["target_model_bundle"][name] = value
+        told = model_card(content, third.architecture.to_manifest())
+        assert "had seen it is not known here" in told  # whatever the bundles between were told
+        assert ("Its target model was trained by" in told) == (name == "data")
 
     def origin(*, keep: bool) -> Any:
         place = tmp_path / "none"
@@ -307,9 +315,9 @@ def test_teachers_are_the_default_where_a_target_model_is_trained(
 def test_a_bundle_that_does_not_speak_of_teachers_had_none(trained: Path, tmp_path: Path) -> None:
     former = tmp_path / "former"
     shutil.copytree(trained, former)
-    manifest = json.loads((former / "manifest.json").read_text("utf-8"))
+    manifest = Bundle.load(former).manifest.model_dump(mode="json")
     del manifest["training"]["recipe"]["teachers"]
-    (former / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    write_manifest(former, manifest)
     given = ["--target", "pneumonia", "--data", "data", "--out", "out"]
     config, _, _ = read_arguments([*given, "--target-model", str(former)])
     assert config.teachers == 0

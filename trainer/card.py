@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .origin import start_of
+from .origin import start_of, taken_from
 from .result_tables import (
     checks_table,
     differences_table,
@@ -86,8 +86,8 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
 
 def _untouched(training: dict[str, Any], data: dict[str, Any]) -> str:
     """What the test split was not used for, as far as that is known of a given target model."""
-    taken = training.get("target_model_bundle") or {}
-    if training["target_model_file"] and taken.get("data") != data["fingerprint"]:
+    given = start_of(training)["target_model_file"]
+    if given or any(taken["data"] != data["fingerprint"] for taken in taken_from(training)):
         return (
             "The test split set no threshold and trained no explanation module; whether the given "
             "target model had seen it is not known here."
@@ -260,9 +260,12 @@ def _of_the_target_model(training: dict[str, Any]) -> str:
     start = training.get("target_model_bundle")
     if not start:
         return ""
-    of_another = start.get("target_model_bundle")
-    what = ("explanation module" if of_another else "network") * start["module_kept"]
+    given = start["target_model_file"]
+    if given and not start["module_kept"]:
+        return ""  # where a file was trained is not known
+    kept = "explanation module" if given else "network"
+    what = kept if start["module_kept"] else "target model"
     return (
-        f" Its {what or 'target model'} was trained by {start['code']['version']} at commit "
+        f" Its {what} was trained by {start['code']['version']} at commit "
         f"`{start['code']['commit']}`, on {start['device']}.{_of_the_target_model(start)}"
     )

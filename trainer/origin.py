@@ -90,9 +90,16 @@ def trained_by(places: Places) -> dict[str, Any] | None:
 
 def start_of(training: dict[str, Any]) -> dict[str, Any]:
     """The account of the run that trained a bundle's target model, or that was given its file."""
+    return [training, *taken_from(training)][-1]
+
+
+def taken_from(training: dict[str, Any]) -> list[dict[str, Any]]:
+    """The accounts of all bundles whose work a bundle holds, the latest first."""
+    found = []
     while taken := training.get("target_model_bundle"):
+        found.append(taken)
         training = taken
-    return training
+    return found
 
 
 def code_state() -> dict[str, Any]:
