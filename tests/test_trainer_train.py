@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from trainer.cli import main
 from trainer.config import TrainingConfig
 from trainer.datasets import find_cases
 from trainer.distributed import Team
-from trainer.draws import shuffled
+from trainer.draws import Draws, shuffled
 from trainer.explanation import LARGEST_AREA, SMALLEST_AREA, require_not_collapsed
-from trainer.train import batches, read_ahead
+from trainer.train import Batch, Losses, Run, batches, read_ahead
 
 OPTIONS = [
     "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
@@ -203,6 +204,29 @@ def test_parts_of_a_batch_add_up_to_it(data: Path, target_model: Path, tmp_path:
         assert main(command(data, tmp_path / name, *given, "--accumulate", parts)) == 0
     whole, parts = (losses(tmp_path / n, "explanation module") for n in ("whole", "parts"))
     assert parts == pytest.approx(whole, abs=1e-4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_image_taken_twice_is_drawn_for_anew(accumulate: int) -> None:
+    weight, drawn = torch.nn.Parameter(torch.zeros(1)), []
+
+    def module(batch: Batch) -> Losses:
+        drawn.append(batch.draws.uniform("augment", 3))
+        return Losses(loss=weight * batch.images.mean(dim=(1, 2, 3)), figures={})
+
+    stage = SimpleNamespace(optimiser=torch.optim.SGD([weight], lr=0.1), name="", advice="")
+    team = Team(rank=0, size=1, device=torch.device("cpu"))
+    bare = Run.bare(TrainingConfig(accumulate=accumulate), None, team)
+    for step in range(2):
+        key = (1, "classifier", 1, step)
+        train.take_step(
+            stage, module, np.array([7, 7, 7, 7]), torch.ones(4, 1, 8, 8), key, 0.0, bare
+        )
+    found = torch.cat(drawn)  # of two steps with the same image at four places
+    assert found.shape == (8, 3)
+    assert len(found.flatten().unique()) == 24
+    alone = Draws((1, "classifier", 1, 0), np.arange(4)).uniform("augment", 3)
+    assert torch.equal(found[:4], alone)  # whatever the parts
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(
