@@ -86,8 +86,13 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
 
 def _untouched(training: dict[str, Any], data: dict[str, Any]) -> str:
     """What the test split was not used for, as far as that is known of a given target model."""
-    given = start_of(training)["target_model_file"]
-    if given or any(taken["data"] != data["fingerprint"] for taken in taken_from(training)):
+    given, taken = start_of(training)["target_model_file"], taken_from(training)
+    if given or any(bundle["data"] != data["fingerprint"] for bundle in taken):
+        if any(bundle["module_kept"] for bundle in taken):
+            return (
+                "The test split set no threshold; whether the given network had seen it is not "
+                "known here."
+            )
         return (
             "The test split set no threshold and trained no explanation module; whether the given "
             "target model had seen it is not known here."

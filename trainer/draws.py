@@ -17,20 +17,20 @@ from torch import Tensor
 class Draws:
     """The random numbers of some examples of one step.
 
-    key: what they are for, such as (seed, stage, epoch, step). rows: the examples' places in the
-    batch of all processes.
+    key: what they are for, such as (seed, stage, epoch, step). places: of the examples in the batch
+    of all processes.
     """
 
-    def __init__(self, key: Sequence[int | str], rows: NDArray[np.intp]) -> None:
+    def __init__(self, key: Sequence[int | str], places: NDArray[np.intp]) -> None:
         self._key = tuple(key)
-        self._rows = rows
+        self._places = places
 
     def uniform(self, use: str, count: int) -> Tensor:
-        """(len(rows), count) float32 in [0, 1), the same for the same key, use and row."""
+        """(len(places), count) float32 in [0, 1), the same for the same key, use and place."""
         values = np.stack(
             [
-                _generator((*self._key, use), int(row)).random(count, np.float32)
-                for row in self._rows
+                _generator((*self._key, use), int(place)).random(count, np.float32)
+                for place in self._places
             ]
         )
         return torch.from_numpy(values)
@@ -59,6 +59,6 @@ def balanced(key: Sequence[int | str], chosen: NDArray[np.bool_]) -> NDArray[np.
     return order
 
 
-def _generator(key: Sequence[int | str], row: int) -> np.random.Generator:
+def _generator(key: Sequence[int | str], place: int) -> np.random.Generator:
     digest = hashlib.sha256(repr(tuple(key)).encode()).digest()
-    return np.random.Generator(np.random.Philox(key=[int.from_bytes(digest[:8], "big"), row]))
+    return np.random.Generator(np.random.Philox(key=[int.from_bytes(digest[:8], "big"), place]))
