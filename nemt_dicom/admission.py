@@ -94,7 +94,7 @@ def _pixel_description(dataset: Dataset, settings: InputSettings) -> None:
     if rows * columns > settings.max_megapixels * 1e6:
         raise Refused(Reason.TOO_LARGE, f"{rows} x {columns} pixels; see input.max_megapixels")
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
-    high = int(dataset.get("HighBit", stored - 1))
+    high = int(value_of(dataset, "HighBit", stored - 1))
     if (
         allocated not in {8, 16}
         or not 1 < stored <= allocated
@@ -104,6 +104,12 @@ def _pixel_description(dataset: Dataset, settings: InputSettings) -> None:
             Reason.INVALID_ATTRIBUTE,
             f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high} do not fit together",
         )
+
+
+def value_of(dataset: Dataset, keyword: str, default: Any) -> Any:
+    """The attribute's value; `default` where it is absent or empty, which mean the same."""
+    value = dataset.get(keyword)
+    return default if value is None or value == "" else value
 
 
 def _body_part(dataset: Dataset) -> None:

@@ -3,7 +3,7 @@
 The parent starts a fresh interpreter: nothing is forked, nothing but two pipes is inherited. The
 work, a picklable callable, comes through standard input, which then stays open: its end of file,
 and on Linux a signal of the kernel, tell that the parent is gone. The child reports through the
-other pipe, once, that it is ready or why it cannot be.
+other pipe, a line each, that it is ready, and why it could not be or could not go on.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from nemt_dicom.config import Settings
@@ -50,7 +50,7 @@ Work = Callable[[Settings, Life], None]
 
 @dataclass(frozen=True)
 class Report:
-    """What a child said at its start: `ready` with what it told of itself, or why it failed.
+    """What a child said: `ready` with what it told of itself, then or instead why it failed.
 
     `kind` is the class of `errors` that it failed with.
     """
@@ -73,6 +73,7 @@ class Child:
     report: Report | None = None
     _process: subprocess.Popen[bytes] | None = None
     _reports: int | None = None
+    _unread: bytes = b""
 
     @property
     def pid(self) -> int:
@@ -84,7 +85,7 @@ class Child:
         read, write = os.pipe()
         code = _CODE.format(path=sys.path, handle=write)
         self.close()
-        self.report = None
+        self.report, self._unread = None, b""
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code, f"nemt-dicom-{self.name}"],
@@ -105,14 +106,16 @@ class Child:
             self._process.stdin.flush()
 
     def poll(self) -> int | None:
-        """Reads a report that has come; returns the exit code once the process has ended."""
+        """Reads what has been reported; returns the exit code once the process has ended."""
         assert self._process is not None, "not started"
         code = self._process.poll()
-        if self.report is None and self._reports is not None:
+        if self._reports is not None:
             with contextlib.suppress(BlockingIOError):
-                # One write of less than a pipe's atomic size: all of it or nothing.
-                if line := os.read(self._reports, 4096):
-                    self.report = Report(**json.loads(line))
+                while part := os.read(self._reports, 4096):
+                    self._unread += part
+            *lines, self._unread = self._unread.split(b"\n")
+            for line in lines:
+                self.report = replace(self.report or Report(), **json.loads(line))
         return code
 
     def terminate(self) -> None:

@@ -18,8 +18,8 @@ from nemt_dicom import __version__
 from nemt_dicom.config import Settings, load_settings
 from nemt_dicom.errors import ConfigError, NemtError, Refused, StateInUse
 
-EXIT_OK, EXIT_FAILED, EXIT_TEMPORARY, EXIT_CONFIG = 0, 1, 75, 78
-"""0 and 1, EX_TEMPFAIL and EX_CONFIG of sysexits.h; argparse exits with 2 on wrong usage."""
+EXIT_OK, EXIT_FAILED, EXIT_TEMPORARY, EXIT_CONFIG, EXIT_INTERRUPTED = 0, 1, 75, 78, 130
+"""EX_TEMPFAIL and EX_CONFIG of sysexits.h, SIGINT as a shell counts it; argparse exits with 2."""
 
 NOTICE = "For research. Not a medical device, not for diagnosis."
 
@@ -31,7 +31,8 @@ start here:
   nemt-dicom serve --config nemt-dicom.toml
   nemt-dicom jobs list                     what was received and what became of it
 
-exit codes: 0 done, 1 failed, 2 wrong usage, 75 the state folder is in use, 78 configuration
+exit codes: 0 done, 1 failed, 2 wrong usage, 75 the state folder is in use, 78 configuration,
+130 interrupted (serve: 0)
 """
 
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"[red]failed:[/red] {escape(str(error))}")
         return EXIT_FAILED
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
     return code
 
 
@@ -143,12 +144,12 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from nemt_dicom.demo import run_demo  # noqa: PLC0415
+    from nemt_dicom.demo import demo_file, run_demo  # noqa: PLC0415
 
-    console = Console(highlight=False)
+    console = _plain()
     console.print(f"NEMt DICOM {__version__}. {NOTICE}")
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         console=console,
@@ -159,7 +160,9 @@ def _demo(options: argparse.Namespace) -> int:
         def report(text: str, done: int, total: int) -> None:
             progress.update(task, description=text, completed=done, total=total)
 
-        results = run_demo(options.files, options.out, options.bundle, report)
+        files = options.files or [demo_file()]
+        named = dict(zip(_distinct_names(files), files, strict=True))
+        results = run_demo(named, options.out, options.bundle, report)
     console.print("explain_below_threshold is on: the mask is drawn even where p is low.")
     for result in results:
         console.print(_demo_table(result))
@@ -202,7 +205,7 @@ def _explain(options: argparse.Namespace) -> int:
                 continue
             (explanation,) = explainer.explain([source.radiograph])
             outputs = build_outputs(
-                source, explanation, settings=settings.output, received=datetime.now(UTC)
+                source, explanation, settings=settings.output, received=_modified(file)
             )
             for output in outputs:
                 (options.out / f"{name}.{output.kind}.dcm").write_bytes(output.data)
@@ -215,6 +218,11 @@ def _explain(options: argparse.Namespace) -> int:
     console.print(table)
     console.print(NOTICE)
     return EXIT_FAILED if failed else EXIT_OK
+
+
+def _modified(file: Path) -> datetime:
+    """When the file was written: as its time of receipt, it gives the same bytes every time."""
+    return datetime.fromtimestamp(file.stat().st_mtime, UTC)
 
 
 def _distinct_names(files: Sequence[Path]) -> list[str]:
@@ -245,7 +253,7 @@ def _jobs_list(options: argparse.Namespace) -> int:
             "" if probability is None else f"{probability:.3f}",
             f"{sent}/{len(instance.deliveries)}" if instance.deliveries else "",
         )
-    Console(highlight=False).print(table)
+    _plain().print(table)
     return EXIT_OK
 
 
@@ -256,7 +264,7 @@ def _jobs_show(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([_as_json(instance) for instance in found], indent=2))
         return EXIT_OK
-    console = Console(highlight=False)
+    console = _plain()
     for instance in found:
         table = Table(show_header=False)
         for key, value in _as_json(instance).items():
@@ -274,6 +282,11 @@ def _jobs_show(options: argparse.Namespace) -> int:
         if instance.deliveries:
             console.print(deliveries)
     return EXIT_OK
+
+
+def _plain() -> Console:
+    """A console that shows text as it is: what others wrote must not be read as markup."""
+    return Console(highlight=False, markup=False)
 
 
 def _read_store(options: argparse.Namespace, sop_instance_uid: str | None = None) -> list[Any]:
@@ -315,8 +328,8 @@ def _as_json(instance: Any) -> dict[str, Any]:
 
 def _check_config(options: argparse.Namespace) -> int:
     settings = load_settings(options.file)
-    console = Console(highlight=False)
-    console.print(f"{escape(str(options.file))}: valid")
+    console = _plain()
+    console.print(f"{options.file}: valid")
     console.print_json(json.dumps(settings.model_dump(mode="json")))
     return EXIT_OK
 
@@ -326,7 +339,7 @@ def _bundle_show(options: argparse.Namespace) -> int:
 
     bundle = Bundle.load(options.folder)
     m = bundle.manifest
-    console = Console(highlight=False)
+    console = _plain()
     table = Table(title=f"{m.name} {m.version}", title_justify="left", show_header=False)
     for key, value in (
         ("target", m.target),
@@ -339,7 +352,7 @@ def _bundle_show(options: argparse.Namespace) -> int:
         ("digest", bundle.digest),
         ("folder", str(bundle.folder)),
     ):
-        table.add_row(key, escape(value))
+        table.add_row(key, value)
     console.print(table)
     console.print(Markdown((bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8")))
     return EXIT_OK

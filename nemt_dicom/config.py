@@ -288,7 +288,12 @@ def _is_list(section: str, key: str) -> bool:
 def _describe(item: Any, env: Mapping[str, str]) -> str:
     """One line: the key (by its environment name where that set it), its value, what is allowed."""
     kinds: dict[str, type[Section]] = {"dicom": DicomDestination, "folder": FolderDestination}
-    where = [str(part) for part in item["loc"] if part not in kinds]
+    # a destination's kind stands in its place as if it were a key
+    where = [
+        str(part)
+        for depth, part in enumerate(item["loc"])
+        if not (item["loc"][0] == "destinations" and depth == 2 and part in kinds)
+    ]
     name = ".".join(where) or "configuration"
     env_name = ENV_PREFIX + "__".join(where[:2]).upper()
     name = env_name if env_name in env else name

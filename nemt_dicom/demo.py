@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -34,7 +34,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
 from nemt_dicom.errors import NemtError
-from nemt_dicom.records import Instance, InstanceState
+from nemt_dicom.records import DeliveryState, Instance, InstanceState
 from nemt_dicom.secondary_capture import picture
 from nemt_dicom.store import Store
 
@@ -77,8 +77,8 @@ class DemoResult:
             if key.endswith("_ms"):
                 yield f"time: {key.removesuffix('_ms').replace('_', ' ')}", f"{value:.0f} ms"
         yield "time: sent to all back", f"{1000 * self.seconds:.0f} ms"
-        for file in self.files:
-            yield file.suffixes[0][1:], str(file)
+        for file in self.files:  # NAME.seg.dcm, NAME.sc.dcm, NAME.png
+            yield file.name.removesuffix(".dcm").rpartition(".")[2], str(file)
 
 
 class Pacs:
@@ -119,15 +119,15 @@ class Pacs:
 
 
 def run_demo(
-    files: Sequence[Path], out: Path, bundle: Path | None, report: Report
+    files: Mapping[str, Path], out: Path, bundle: Path | None, report: Report
 ) -> list[DemoResult]:
-    """Sends each file to a service of its own and writes what comes back to `out`.
+    """Sends each file to a service of its own and writes what comes back to `out`, by its name.
 
-    Raises `NemtError` where the service does not start, a file cannot be sent or no answer comes.
+    Raises `NemtError` where the service does not start or ends, a file cannot be sent or an answer
+    cannot be delivered.
     """
-    chosen = list(files) or [demo_file()]
-    datasets = [_read(file) for file in chosen]
-    total = 1 + 2 * len(chosen)
+    datasets = [_read(file) for file in files.values()]
+    total = 1 + 2 * len(files)
     report("starting the service", 0, total)
     out.mkdir(parents=True, exist_ok=True)
     pacs = Pacs()
@@ -135,21 +135,23 @@ def run_demo(
     try:
         with (
             tempfile.TemporaryDirectory(prefix="nemt-demo-") as folder,
-            _service(Path(folder), pacs.port, bundle) as port,
+            _service(Path(folder), pacs.port, bundle) as service,
         ):
-            for number, (file, dataset) in enumerate(zip(chosen, datasets, strict=True)):
+            for number, ((name, file), dataset) in enumerate(
+                zip(files.items(), datasets, strict=True)
+            ):
                 report(f"sending {file.name}", 1 + 2 * number, total)
                 started = time.monotonic()
-                _send(dataset, port)
+                _send(dataset, service.port)
                 sent = time.monotonic()
                 report(f"explaining {file.name}", 2 + 2 * number, total)
-                instance, objects = _await(str(dataset.SOPInstanceUID), pacs, Path(folder))
+                instance, objects = _await(str(dataset.SOPInstanceUID), pacs, service)
                 finished = time.monotonic()
                 results.append(
                     DemoResult(
                         name=file.name,
                         instance=instance,
-                        files=tuple(_write(objects, out, file.stem)),
+                        files=tuple(_write(objects, out, name)),
                         send_seconds=sent - started,
                         seconds=finished - started,
                     )
@@ -181,9 +183,27 @@ def _read(file: Path) -> Dataset:
     return dataset
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Service:
+    """`nemt-dicom serve` as a process of its own."""
+
+    port: int
+    state: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> Path:
+        return self.state / "serve.log"
+
+    def require_alive(self) -> None:
+        if self.process.poll() is not None:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").strip()
+            raise NemtError(f"the service ended with {self.process.returncode}:\n{lines}")
+
+
 @contextmanager
-def _service(folder: Path, pacs_port: int, bundle: Path | None) -> Iterator[int]:
-    """`nemt-dicom serve` as a process of its own; gives its port once it answers C-ECHO."""
+def _service(folder: Path, pacs_port: int, bundle: Path | None) -> Iterator[_Service]:
+    """Gives the service once it answers C-ECHO, and ends it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -204,18 +224,16 @@ def _service(folder: Path, pacs_port: int, bundle: Path | None) -> Iterator[int]
     }
     if bundle is not None:
         environment["NEMT_EXPLANATION__BUNDLE"] = str(bundle.resolve())
-    log = folder / "serve.log"
-    with log.open("wb") as output:
+    with (folder / "serve.log").open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "nemt_dicom.cli", "serve"], env=environment, stderr=output
         )
+    service = _Service(port=port, state=folder, process=process)
     try:
         while not _answers(port):
-            if process.poll() is not None:
-                lines = log.read_text(encoding="utf-8", errors="replace").strip()
-                raise NemtError(f"the service ended with {process.returncode}:\n{lines}")
+            service.require_alive()
             time.sleep(0.1)
-        yield port
+        yield service
     finally:
         process.terminate()
         try:
@@ -249,17 +267,23 @@ def _send(dataset: Dataset, port: int) -> None:
         raise NemtError(f"C-STORE failed ({code}): {status.get('ErrorComment', '')}")
 
 
-def _await(sop_instance_uid: str, pacs: Pacs, state: Path) -> tuple[Instance, list[bytes]]:
+def _await(sop_instance_uid: str, pacs: Pacs, service: _Service) -> tuple[Instance, list[bytes]]:
     """Waits until both objects are at the PACS, or the job has ended without them."""
     while True:
         objects = pacs.objects(sop_instance_uid, 2, patience=0.2)
-        store = Store(state, read_only=True)
+        store = Store(service.state, read_only=True)
         try:
-            (instance,) = store.instances(sop_instance_uid=sop_instance_uid)
+            *_, instance = store.instances(sop_instance_uid=sop_instance_uid)
         finally:
             store.close()
-        if len(objects) >= 2 or instance.state in ENDED:
+        if instance.state in ENDED:
+            return instance, []
+        if len(objects) >= 2:
             return instance, objects
+        for delivery in instance.deliveries:
+            if delivery.state is DeliveryState.DEAD:
+                raise NemtError(f"the {delivery.kind} could not be delivered: {delivery.detail}")
+        service.require_alive()
 
 
 def _write(objects: Sequence[bytes], out: Path, stem: str) -> Iterator[Path]:

@@ -25,8 +25,6 @@ from nemt_dicom import __version__
 from nemt_dicom.config import OutputSettings
 from nemt_dicom.explanation import Explanation
 
-UID_VERSION = 1
-"""Raise it when the same explanation is rendered as other bytes: new bytes need new UIDs."""
 NEMT_NAMESPACE = uuid.UUID("6d8e2b4c-0f5a-5c1e-9a53-1d0b7c4e8f21")
 
 MANUFACTURER = "NEMt DICOM"
@@ -106,9 +104,11 @@ class Origin:
 
         kind: "seg", "sc", "seg_fractional". part: "instance", "series" or another UID inside.
         The series leaves the content digest out: a PACS resends an image with changed content.
+        Another release makes other bytes, so it has UIDs of its own. The time of receipt is left
+        out: two services that receive one image do not show it twice.
         """
         key = [
-            UID_VERSION,
+            __version__,
             str(self.source.SOPInstanceUID),
             self.digest if part != "series" else "",
             self.explanation.provenance.bundle_digest,
@@ -220,8 +220,9 @@ def describe(explanation: Explanation) -> str:
 
 
 def series_description(target: str) -> str:
-    """SeriesDescription, 64 characters at most (LO)."""
-    return f"NEMt {target[:24]} explanation - {DISCLAIMER}"
+    """SeriesDescription, 64 characters at most (LO): a longer target is cut."""
+    text = f"NEMt {{}} explanation - {DISCLAIMER}"
+    return text.format(target[: 64 - len(text.format(""))])
 
 
 def finish(dataset: Dataset, origin: Origin, clean: Dataset) -> None:
@@ -312,10 +313,10 @@ def _repaired(vr: str, value: Any) -> Any:
         text = text.replace(":", "")
     elif vr == "DS" and text not in ("", None):
         try:
-            text = decimal(float(text))
+            numbers = [decimal(float(n)) for n in (text if _is_multi(text) else [text])]
         except (TypeError, ValueError, OverflowError):
             return None
-        return text
+        return numbers if _is_multi(text) else numbers[0]
     values = list(text) if _is_multi(text) else [text]
     try:
         for single in values:

@@ -30,7 +30,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from nemt_dicom.admission import admit
+from nemt_dicom.admission import admit, value_of
 from nemt_dicom.config import InputSettings
 from nemt_dicom.display import display_curve
 from nemt_dicom.errors import DataError, Reason, Refused
@@ -195,7 +195,7 @@ def decode(dataset: Dataset) -> NDArray[np.int32]:
     if raw.shape != shape:
         raise Refused(Reason.DECODE_FAILED, f"pixel data are {raw.shape}, the header says {shape}")
     bits = int(dataset.BitsStored)
-    shift = int(dataset.get("HighBit", bits - 1)) + 1 - bits if syntax in NATIVE else 0
+    shift = int(value_of(dataset, "HighBit", bits - 1)) + 1 - bits if syntax in NATIVE else 0
     stored: NDArray[np.int32] = raw.astype(np.int32)
     if shift:
         stored >>= shift
@@ -204,7 +204,7 @@ def decode(dataset: Dataset) -> NDArray[np.int32]:
         negative = np.issubdtype(raw.dtype, np.signedinteger)
         np.clip(stored, *((-half, half - 1) if negative else (0, 2 * half - 1)), out=stored)
     stored &= (1 << bits) - 1
-    if int(dataset.get("PixelRepresentation", 0)) == 1:
+    if int(value_of(dataset, "PixelRepresentation", 0)) == 1:
         sign = 1 << (bits - 1)
         stored ^= sign
         stored -= sign
@@ -213,12 +213,12 @@ def decode(dataset: Dataset) -> NDArray[np.int32]:
 
 def _padding(dataset: Dataset) -> tuple[int, int] | None:
     """Smallest and largest padding value, as stored (PS3.3 C.7.5.1.1.2)."""
-    value = dataset.get("PixelPaddingValue")
+    value = value_of(dataset, "PixelPaddingValue", None)
     if value is None:
         return None
-    limit = dataset.get("PixelPaddingRangeLimit", value)
+    limit = value_of(dataset, "PixelPaddingRangeLimit", value)
     bits = int(dataset.BitsAllocated)
-    signed = int(dataset.get("PixelRepresentation", 0)) == 1
+    signed = int(value_of(dataset, "PixelRepresentation", 0)) == 1
 
     def as_stored(number: Any) -> int:
         # An ambiguous VR (US or SS) may have been read with the other sign.
@@ -267,7 +267,7 @@ def _collimation(dataset: Dataset, shape: tuple[int, ...]) -> NDArray[np.bool_] 
         if inside is None:
             inside = np.ones((rows, columns), np.bool_)
         keep = np.zeros((rows, columns), np.bool_)
-        keep[max(top, 0) : bottom - 1, max(left, 0) : right - 1] = True
+        keep[top : bottom - 1, left : right - 1] = True
         inside &= keep
     return inside
 

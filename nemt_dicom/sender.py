@@ -21,6 +21,7 @@ from pynetdicom.association import Association
 
 from nemt_dicom.config import DeliverySettings, DicomDestination, FolderDestination
 from nemt_dicom.header import valid_uid
+from nemt_dicom.log import escape
 from nemt_dicom.records import StoredOutput
 from nemt_dicom.spool import Fs
 
@@ -70,7 +71,7 @@ def outcome_of(status: Dataset) -> Outcome:
     shown = f"0x{code:04X}"
     if code == 0x0000:
         return Outcome(answer=Answer.SENT, status=shown)
-    comment = str(status.get("ErrorComment", "")) or None
+    comment = escape(str(status.get("ErrorComment") or "")) or None
     if code in WARNINGS:
         return Outcome(answer=Answer.SENT, status=shown, detail=comment or "with a warning")
     if 0xA700 <= code <= 0xA7FF:

@@ -9,6 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -70,39 +71,55 @@ class Worker:
         self._limit = settings.explanation.max_batch
         self._destinations = [item.name for item in settings.resolved_destinations()]
         self.lease = uuid.uuid4().hex
+        self._stranded = False  # claimed, and there was no room to go on
 
     def run(self, life: Life) -> None:
-        """Works until `life.stop` is set, then puts back what is unfinished."""
-        while not life.stop.is_set():
-            version = self._store.data_version()  # before looking: nothing slips in between
-            batch = self._store.claim(self.lease, self._limit)
-            if not batch:
-                while self._store.data_version() == version and not life.stop.wait(POLL):
-                    pass
-                continue
-            pause = self.attempt(batch)
-            life.stop.wait(pause)
-        self._store.release(self.lease)
+        """Works until `life.stop` is set, then puts back what is unfinished.
 
-    def attempt(self, batch: Sequence[Instance]) -> float:
+        A full disk or a locked database charges no instance: what is claimed is put back as soon as
+        there is room for that, and done again.
+        """
+        while not life.stop.is_set():
+            try:
+                if self._stranded:
+                    self._store.release(self.lease)
+                    self._stranded = False
+                self._work(life)
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                LOGGER.error("no room for outputs, trying again: %s", describe_error(error))
+                self._stranded = True
+                life.stop.wait(NO_ROOM_PAUSE)
+        with suppress(OSError):  # what stays claimed is put back at the next start
+            self._store.release(self.lease)
+
+    def _work(self, life: Life) -> None:
+        """Runs what is queued, or waits until something is."""
+        version = self._store.data_version()  # before looking: nothing slips in between
+        batch = self._store.claim(self.lease, self._limit)
+        if batch:
+            self.attempt(batch)
+            return
+        while self._store.data_version() == version and not life.stop.wait(POLL):
+            pass
+
+    def attempt(self, batch: Sequence[Instance]) -> None:
         """Runs a claimed batch; every instance of it is ended or put back on return.
 
-        Returns how many seconds to wait before the next, mostly 0.
+        Raises `OSError` where there is no room; the batch is still claimed then.
         """
         alone = batch[0] if len(batch) == 1 else None
         try:
             self._explain(batch)
         except OSError as error:
             if error.errno in NO_ROOM:
-                LOGGER.error("no room for outputs, trying again: %s", describe_error(error))
-                self._store.release(self.lease)
-                return NO_ROOM_PAUSE
+                raise
             self._failed(alone, DeadReason.FAILED, error)
         except BadOutput as error:
             self._failed(alone, DeadReason.BAD_OUTPUT, error)
         except Exception as error:  # noqa: BLE001 (one image must not end the service)
             self._failed(alone, DeadReason.FAILED, error)
-        return 0.0
 
     def _failed(self, alone: Instance | None, reason: DeadReason, error: Exception) -> None:
         what = describe_error(error)

@@ -428,6 +428,29 @@ def test_a_child_ends_when_its_parent_is_gone(tmp_path):
     wait_for(lambda: child.poll() is not None, "the end of the child")
 
 
+def fail_at_work(_settings: Settings, life: Life) -> None:
+    life.ready({"device": "none"})
+    raise StateError("store.db is damaged: " + "\u00e4\u0000" * 3000)
+
+
+@pytest.mark.parametrize("looks", ["often", "once"])
+def test_a_child_that_fails_later_says_why(tmp_path, looks):
+    """Both reports are read, whether or not they come together."""
+    settings = service_settings(tmp_path)
+    settings.state.dir.mkdir()
+    child = Child("test", settings)
+    child.start(fail_at_work)
+    if looks == "often":
+        wait_for(lambda: child.poll() is not None, "the end of the child")
+    else:
+        child._process.wait()
+        child.poll()
+    assert child.report.ready == {"device": "none"}
+    assert child.report.failure.startswith("store.db is damaged")
+    assert child.report.kind == "StateError"
+    child.close()
+
+
 def test_conflicting_content_is_held(tmp_path, pacs):
     settings = service_settings(tmp_path, pacs)
     uid = generate_uid()

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from service_kit import PATIENT, StandInEngine, encode, radiograph
 
+from nemt_dicom import worker
 from nemt_dicom.child import Life
 from nemt_dicom.config import Settings
 from nemt_dicom.records import Arrival
 from nemt_dicom.spool import Fs, Spool
 from nemt_dicom.store import Store
-from nemt_dicom.worker import NO_ROOM_PAUSE, Worker, run_worker
+from nemt_dicom.worker import Worker, run_worker
 
 
 class CountingEngine(StandInEngine):
@@ -56,12 +57,10 @@ class Bench:
             )
             self.store.receive(arrival)
 
-    def work(self) -> list[float]:
-        """Until nothing is queued; returns the pauses asked for."""
-        pauses = []
+    def work(self) -> None:
+        """Until nothing is queued."""
         while batch := self.store.claim(self.worker.lease, 4):
-            pauses.append(self.worker.attempt(batch))
-        return pauses
+            self.worker.attempt(batch)
 
     def states(self) -> list[str]:
         return [str(item.reason or item.state) for item in self.store.instances()]
@@ -83,7 +82,7 @@ def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
 def test_batches_form_from_what_is_queued(bench):
     up = bench()
     up.queue(*[""] * 9)
-    assert up.work() == [0, 0, 0]
+    up.work()
     assert up.engine.batches == [4, 4, 1]
     assert up.states() == ["done"] * 9
 
@@ -130,26 +129,57 @@ class FullDisk(Fs):
 
     room = 1000
 
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
     def write(self, path: Path, data: bytes) -> None:
         if self.room == 0:
+            self.failures.append("spool")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.room -= 1
         super().write(path, data)
 
 
-def test_a_full_disk_charges_nothing_and_is_waited_for(bench):
-    disk = FullDisk()
+@pytest.mark.parametrize("where", ["spool", "release", "claim"])
+@pytest.mark.parametrize("queued", [1, 2])
+def test_a_full_disk_charges_nothing_and_is_waited_for(bench, monkeypatch, queued, where):
+    """The spool has no room, or the database neither, when the worker puts back or looks."""
+    monkeypatch.setattr(worker, "NO_ROOM_PAUSE", 0.001)
+    disk, full, failures = FullDisk(), threading.Event(), []
+    full.set()
     up = bench(disk)
-    up.queue("", "")
-    for _ in range(5):
-        disk.room = 1
-        (first, *rest) = up.store.claim(up.worker.lease, 4)
-        assert up.worker.attempt([first, *rest]) == NO_ROOM_PAUSE
-        assert up.states() == ["queued", "queued"]
+    up.queue(*[""] * queued)
+    disk.room = 0
+
+    def without_room(method: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            if full.is_set():
+                failures.append(where)
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            return method(*args)
+
+        return call
+
+    if where != "spool":
+        monkeypatch.setattr(up.store, where, without_room(getattr(up.store, where)))
+    else:
+        disk.failures = failures
+    stop = threading.Event()
+    life = Life(stop=stop, ready=lambda _: None)
+    thread = threading.Thread(target=up.worker.run, args=(life,))
+    thread.start()
+    while len(failures) < 5:
+        assert thread.is_alive()
+        stop.wait(0.01)
     assert up.store.pending_deliveries() == 0
     disk.room = 100
-    assert up.work() == [0]
-    assert up.states() == ["done", "done"]
+    full.clear()
+    while up.states() != ["done"] * queued:
+        assert thread.is_alive()
+        assert set(up.states()) <= {"queued", "inferring", "done"}
+        stop.wait(0.01)
+    stop.set()
+    thread.join()
 
 
 def test_runs_until_it_is_told_to_stop_and_puts_back_what_it_holds(bench, tmp_path):
