@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nemt_dicom.bundle import Bundle
@@ -47,26 +48,31 @@ class Explainer:
             return []
         prepared = [self.bundle.preprocessing(radiograph) for radiograph in radiographs]
         tensors = torch.from_numpy(np.stack([tensor for tensor, _ in prepared]))
-        inside = torch.from_numpy(np.stack([geometry.inside()[None] for _, geometry in prepared]))
-        probability, mask, occluded, kept = self._infer(tensors, inside)
+        inside = [
+            geometry.inside_valid(radiograph.valid, share=0.5)[None]
+            for radiograph, (_, geometry) in zip(radiographs, prepared, strict=True)
+        ]
+        probability, mask, occluded, kept = self._infer(tensors, torch.from_numpy(np.stack(inside)))
         return [
             self._explanation(
                 mask[i, 0].numpy(),
                 geometry,
+                radiograph.valid,
                 Evidence(
                     probability=float(probability[i]),
                     occluded=float(occluded[i]),
                     kept=float(kept[i]),
                 ),
             )
-            for i, (_, geometry) in enumerate(prepared)
+            for i, (radiograph, (_, geometry)) in enumerate(zip(radiographs, prepared, strict=True))
         ]
 
     @torch.inference_mode()
     def _infer(self, tensors: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images (B, 1, S, S) -> p (B,), mask (B, 1, S, S), p occluded (B,), p kept (B,).
 
-        inside: bool, False for the black beside the image, which is no part of a segment.
+        inside: bool, False for the black beside the image, padding and what lies outside the
+        collimation: no part of a segment.
         """
         images = tensors.to(self.device)
         probability, mask = self.network.explain(images)
@@ -76,8 +82,16 @@ class Explainer:
         )
         return probability.cpu(), mask.cpu(), occluded.cpu(), kept.cpu()
 
-    def _explanation(self, mask: np.ndarray, geometry: Geometry, evidence: Evidence) -> Explanation:
+    def _explanation(
+        self,
+        mask: NDArray[np.float32],
+        geometry: Geometry,
+        valid: NDArray[np.bool_] | None,
+        evidence: Evidence,
+    ) -> Explanation:
         in_source = np.clip(geometry.to_source(mask), 0.0, 1.0)  # NaN passes and is refused below
+        if valid is not None:
+            in_source[~valid] = 0.0
         return Explanation(
             mask=in_source,
             segment=in_source >= self.bundle.manifest.mask_threshold,

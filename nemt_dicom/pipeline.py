@@ -47,6 +47,8 @@ def read_source(path: Path, settings: InputSettings) -> Source:
             kind = type(error).__name__
             raise Refused(Reason.UNPARSABLE, f"not a DICOM file ({kind})") from error
         if "TransferSyntaxUID" not in dataset.file_meta:
+            if dataset.original_encoding[1] is False:
+                raise Refused(Reason.TRANSFER_SYNTAX, "big endian is not supported")
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
         for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
             if not dataset.get(keyword):
@@ -75,7 +77,7 @@ def build_outputs(
     with disable_value_validation():
         outputs = [
             build_segmentation(origin),
-            build_secondary_capture(origin, source.radiograph.pixels),
+            build_secondary_capture(origin, source.radiograph.pixels, source.radiograph.aspect),
         ]
         if settings.seg_fractional:
             outputs.append(build_fractional(origin))

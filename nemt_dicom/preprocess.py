@@ -5,7 +5,7 @@ one frozen value read from the bundle, so that they cannot differ.
 
 Frames: the *source frame* is the radiograph's own rows and columns. The *upright frame* is the
 source turned so that rows run to the patient's left and columns to the feet. The *model frame* is
-a square of `size` pixels that holds the upright image whole, centred, with black beside it.
+a square of `size` square pixels that holds the upright image whole, centred, with black beside it.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -43,13 +43,15 @@ def turn_back(pixels: NDArray[Any], orientation: Orientation) -> NDArray[Any]:
 class Geometry:
     """Where the model frame lies in one source image, and the way back.
 
-    rows, columns: the source's. size: side of the model frame in pixels.
+    rows, columns: the source's. size: side of the model frame in pixels. aspect: height of a source
+    pixel over its width. Lengths are in widths of a source pixel.
     """
 
     rows: int
     columns: int
     orientation: Orientation
     size: int
+    aspect: float = 1.0
 
     @property
     def upright_shape(self) -> tuple[int, int]:
@@ -58,15 +60,22 @@ class Geometry:
         return (self.columns, self.rows) if turned else (self.rows, self.columns)
 
     @property
+    def _spacing(self) -> tuple[float, float]:
+        """Width and height (x, y) of an upright pixel."""
+        turned = self.orientation[0] in {"H", "F"}
+        return (self.aspect, 1.0) if turned else (1.0, self.aspect)
+
+    @property
     def scale(self) -> float:
-        """Source pixels a model pixel, the same along both axes."""
-        return max(self.rows, self.columns) / self.size
+        """Length of a model pixel, the same along both axes."""
+        return max(self.rows * self.aspect, self.columns) / self.size
 
     def _model_origin(self) -> tuple[float, float]:
         """Upright (x, y) of the centre of the model frame's first pixel."""
         rows, columns = self.upright_shape
+        width, height = self._spacing
         half = self.scale * (self.size - 1) / 2
-        return (columns - 1) / 2 - half, (rows - 1) / 2 - half
+        return (columns - 1) * width / 2 - half, (rows - 1) * height / 2 - half
 
     def to_model(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """(rows, columns) in the source frame -> (size, size), averaged and interpolated.
@@ -75,9 +84,10 @@ class Geometry:
         """
         upright = np.ascontiguousarray(turn_upright(pixels, self.orientation))
         image = sitk.GetImageFromArray(upright)
-        shrink = round(self.scale)
-        if shrink > 1:  # averages, so that linear interpolation does not alias
-            image = sitk.BinShrink(image, [shrink, shrink])
+        image.SetSpacing(self._spacing)
+        shrink = [max(1, round(self.scale / length)) for length in self._spacing]
+        if max(shrink) > 1:  # averages, so that linear interpolation does not alias
+            image = sitk.BinShrink(image, shrink)
         return _resample(
             image, (self.size, self.size), self._model_origin(), (self.scale, self.scale)
         )
@@ -87,18 +97,28 @@ class Geometry:
         image = sitk.GetImageFromArray(np.ascontiguousarray(mask, dtype=np.float32))
         image.SetOrigin(self._model_origin())
         image.SetSpacing((self.scale, self.scale))
-        upright = _resample(image, self.upright_shape, (0.0, 0.0), (1.0, 1.0))
+        upright = _resample(image, self.upright_shape, (0.0, 0.0), self._spacing)
         return np.ascontiguousarray(turn_back(upright, self.orientation))
 
     def inside(self) -> NDArray[np.bool_]:
         """(size, size) bool: True where a model pixel's centre lies in the image."""
         rows, columns = self.upright_shape
         x0, y0 = self._model_origin()
-        x = x0 + self.scale * np.arange(self.size)
-        y = y0 + self.scale * np.arange(self.size)
+        width, height = self._spacing
+        x = (x0 + self.scale * np.arange(self.size)) / width
+        y = (y0 + self.scale * np.arange(self.size)) / height
         in_x = (x >= -0.5) & (x <= columns - 0.5)
         in_y = (y >= -0.5) & (y <= rows - 0.5)
         return in_y[:, None] & in_x[None, :]
+
+    def inside_valid(self, valid: NDArray[np.bool_] | None, share: float) -> NDArray[np.bool_]:
+        """(size, size) bool: `inside`, and at least this share of the pixel is valid.
+
+        valid: (rows, columns) in the source frame, None where every pixel is.
+        """
+        if valid is None:
+            return self.inside()
+        return self.inside() & (self.to_model(valid.astype(np.float32)) >= share)
 
 
 def _resample(
@@ -143,7 +163,11 @@ class Preprocessing:
         """Where the model frame of this preprocessing lies in `radiograph`."""
         rows, columns = radiograph.pixels.shape[:2]
         return Geometry(
-            rows=rows, columns=columns, orientation=radiograph.orientation, size=self.size
+            rows=rows,
+            columns=columns,
+            orientation=radiograph.orientation,
+            size=self.size,
+            aspect=radiograph.aspect,
         )
 
     def __call__(self, radiograph: Radiograph) -> tuple[NDArray[np.float32], Geometry]:
@@ -157,11 +181,8 @@ class Preprocessing:
         pixels = radiograph.pixels
         channels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
         tensor = np.stack([geometry.to_model(channel) for channel in channels])  # (C, S, S)
-        counted = inside
-        if radiograph.valid is not None:
-            share = geometry.to_model(radiograph.valid.astype(np.float32))
-            whole = inside & (share > 0.999)
-            counted = whole if whole.any() else inside
+        whole = geometry.inside_valid(radiograph.valid, share=0.999)
+        counted = whole if whole.any() else inside
         low, high = np.percentile(tensor[:, counted], (self.low_percentile, self.high_percentile))
         spread = max(float(high - low), 1e-6)
         tensor = np.clip((tensor - np.float32(low)) / np.float32(spread), 0.0, 1.0)

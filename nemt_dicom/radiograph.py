@@ -3,37 +3,20 @@
 decode -> what a display shows (display.py) -> padding and collimation -> orientation.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydicom import Dataset
-from pydicom.encaps import generate_frames
-from pydicom.pixels.utils import pixel_array as pydicom_pixel_array
-from pydicom.uid import (
-    JPEG2000,
-    UID,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
 
 from nemt_dicom.admission import admit, value_of
 from nemt_dicom.config import InputSettings
 from nemt_dicom.display import display_curve
 from nemt_dicom.errors import DataError, Reason, Refused
+from nemt_dicom.pixel_data import decode
 
 Orientation = tuple[Literal["L", "R", "H", "F"], Literal["L", "R", "H", "F"]]
 """Where rows and columns run to: PatientOrientation (PS3.3 C.7.6.1.1.1)."""
@@ -41,20 +24,11 @@ Orientation = tuple[Literal["L", "R", "H", "F"], Literal["L", "R", "H", "F"]]
 UPRIGHT: Orientation = ("L", "F")
 """A frontal chest as it is hung: the patient's left at the right, feet down."""
 
-NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless})
-CODECS: dict[str, Callable[[bytes], NDArray[Any]]] = {
-    JPEGBaseline8Bit: imagecodecs.jpeg8_decode,
-    JPEGExtended12Bit: imagecodecs.jpeg8_decode,
-    JPEGLossless: imagecodecs.jpegsof3_decode,
-    JPEGLosslessSV1: imagecodecs.jpegsof3_decode,
-    JPEGLSLossless: imagecodecs.jpegls_decode,
-    JPEGLSNearLossless: imagecodecs.jpegls_decode,
-    JPEG2000Lossless: imagecodecs.jpeg2k_decode,
-    JPEG2000: imagecodecs.jpeg2k_decode,
-}
-"""imagecodecs decodes 2 to 4 times faster than pydicom's default plugins, 12-bit JPEG included."""
-
-LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000})
+SPACINGS = (
+    "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio",
+)  # fmt: skip
+"""What says the shape of a pixel, vertical before horizontal; the first is what viewers go by."""
+MAX_ASPECT = 5.0
 
 _UNUSABLE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
 """What a value of the wrong kind or number raises, in pydicom or here."""
@@ -74,6 +48,7 @@ class Radiograph:
     valid: (rows, columns) bool, False for pixel padding and outside the collimation; None where
         every pixel counts.
     orientation: where the rows and columns run to; the pixels themselves are never turned.
+    aspect: height of a pixel over its width; the pixels themselves are never resized.
     source_kind: "dicom", "picture" or "photograph"; a bundle records which it was trained on.
     """
 
@@ -81,6 +56,7 @@ class Radiograph:
     valid: NDArray[np.bool_] | None
     orientation: Orientation
     source_kind: Literal["dicom", "picture", "photograph"]
+    aspect: float = 1.0
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, settings: InputSettings) -> "Radiograph":
@@ -122,7 +98,11 @@ class Radiograph:
             valid = collimated if valid is None else valid & collimated
         _require_contrast(pixels, valid)
         return cls(
-            pixels=pixels, valid=valid, orientation=_orientation(dataset), source_kind="dicom"
+            pixels=pixels,
+            valid=valid,
+            orientation=_orientation(dataset),
+            source_kind="dicom",
+            aspect=_aspect(dataset),
         )
 
     @classmethod
@@ -162,53 +142,6 @@ class Radiograph:
         if float(pixels.max()) <= float(pixels.min()):
             raise DataError(f"{path}: all pixels have the same value")
         return cls(pixels=pixels, valid=None, orientation=UPRIGHT, source_kind="photograph")
-
-
-def decode(dataset: Dataset) -> NDArray[np.int32]:
-    """The stored values of a single-frame greyscale image: (rows, columns) int32, sign applied.
-
-    Bits outside BitsStored are cleared (PS3.5 8.1.1). A lossy codec of more bits than are stored
-    may overshoot their range; such values are clipped, for clearing bits would turn white to black.
-    Raises `Refused`.
-    """
-    syntax = UID(dataset.file_meta.TransferSyntaxUID)
-    if syntax not in NATIVE and syntax not in CODECS:
-        raise Refused(Reason.TRANSFER_SYNTAX, f"{syntax.name} is not supported")
-    try:
-        if syntax in NATIVE:
-            # pydicom insists on these two, though without them there is but one reading
-            raw = pydicom_pixel_array(
-                dataset,
-                raw=True,
-                correct_unused_bits=False,
-                samples_per_pixel=1,
-                pixel_representation=0,
-            )
-        else:
-            frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
-            raw = CODECS[syntax](frame)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise Refused(Reason.DECODE_FAILED, f"{syntax.name}: {type(error).__name__}") from error
-    shape = (int(dataset.Rows), int(dataset.Columns))
-    if raw.shape != shape:
-        raise Refused(Reason.DECODE_FAILED, f"pixel data are {raw.shape}, the header says {shape}")
-    bits = int(dataset.BitsStored)
-    shift = int(value_of(dataset, "HighBit", bits - 1)) + 1 - bits if syntax in NATIVE else 0
-    stored: NDArray[np.int32] = raw.astype(np.int32)
-    if shift:
-        stored >>= shift
-    if syntax in LOSSY:
-        half = 1 << (bits - 1)
-        negative = np.issubdtype(raw.dtype, np.signedinteger)
-        np.clip(stored, *((-half, half - 1) if negative else (0, 2 * half - 1)), out=stored)
-    stored &= (1 << bits) - 1
-    if int(value_of(dataset, "PixelRepresentation", 0)) == 1:
-        sign = 1 << (bits - 1)
-        stored ^= sign
-        stored -= sign
-    return stored
 
 
 def _padding(dataset: Dataset) -> tuple[int, int] | None:
@@ -282,6 +215,21 @@ def _orientation(dataset: Dataset) -> Orientation:
     if (first in sideways and second in lengthways) or (first in lengthways and second in sideways):
         return first, second  # type: ignore[return-value]
     return UPRIGHT
+
+
+def _aspect(dataset: Dataset) -> float:
+    """Height of a pixel over its width, exactly 1 within a hundredth (PS3.3 10.7.1.3, C.7.6.3.1.7).
+
+    The first attribute with two positive values says it. Raises `Refused` where no image can be so.
+    """
+    for keyword in SPACINGS:
+        values = np.atleast_1d(dataset.get(keyword) or ()).tolist()
+        if len(values) == 2 and min(float(value) for value in values) > 0:
+            aspect = float(values[0]) / float(values[1])
+            if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
+                raise Refused(Reason.INVALID_ATTRIBUTE, f"{keyword}: pixels of {aspect:.3g} to 1")
+            return 1.0 if abs(aspect - 1) < 0.01 else aspect
+    return 1.0
 
 
 def _require_contrast(pixels: NDArray[np.float32], valid: NDArray[np.bool_] | None) -> None:

@@ -5,6 +5,7 @@ a thin tint and a contour. Text stands in bands above and below the picture, so 
 anatomy, in the middle of the width, for viewers write their own text into the corners.
 """
 
+import math
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -36,10 +37,15 @@ LEGEND_SHARE = 0.74
 """Share of the width that the legend may use."""
 
 
-def build_secondary_capture(origin: Origin, pixels: NDArray[np.float32]) -> Output:
-    """The overlay of `pixels`, (rows, columns) in [0, 1] with 1 white, as a stored object."""
+def build_secondary_capture(
+    origin: Origin, pixels: NDArray[np.float32], aspect: float = 1.0
+) -> Output:
+    """The overlay of `pixels`, (rows, columns) in [0, 1] with 1 white, as a stored object.
+
+    aspect: height of a pixel over its width; the overlay's pixels are square.
+    """
     clean = derived.reference(origin.source)
-    picture, scale = render(origin.explanation, pixels, origin.settings.sc_longest_side)
+    picture, scale = render(origin.explanation, pixels, origin.settings.sc_longest_side, aspect)
     dataset = SCImage(
         pixel_array=np.zeros((2, 2, 3), np.uint8),  # replaced below by our own JPEG
         photometric_interpretation="RGB",
@@ -64,7 +70,11 @@ def build_secondary_capture(origin: Origin, pixels: NDArray[np.float32]) -> Outp
     dataset.BurnedInAnnotation = clean.get("BurnedInAnnotation", "NO")
     spacing = derived.pixel_spacing(origin.source)
     if spacing is not None:
-        dataset.PixelSpacing = [derived.decimal(value / scale) for value in spacing]
+        heights, widths = spacing
+        dataset.PixelSpacing = [
+            derived.decimal(heights / (aspect * scale)),
+            derived.decimal(widths / scale),
+        ]
     return derived.to_output(dataset, "sc")
 
 
@@ -102,12 +112,12 @@ def _listed(value: Any) -> list[Any]:
 
 
 def render(
-    explanation: Explanation, pixels: NDArray[np.float32], longest_side: int
+    explanation: Explanation, pixels: NDArray[np.float32], longest_side: int, aspect: float = 1.0
 ) -> tuple[Image.Image, float]:
-    """The overlay with its bands of text, and output pixels a source pixel."""
+    """The overlay with its bands of text, and output pixels a source pixel's width."""
     rows, columns = pixels.shape
-    scale = longest_side / max(rows, columns)
-    size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
+    scale = longest_side / max(rows * aspect, columns)
+    size = (max(1, round(columns * scale)), max(1, round(rows * aspect * scale)))
     grey = Image.fromarray(np.rint(pixels * 255).astype(np.uint8), "L")
     picture = grey.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0).convert("RGB")
     if explanation.verdict is Verdict.EXPLAINED:
@@ -148,9 +158,9 @@ def legend(explanation: Explanation) -> list[LegendLine]:
     """What the overlay says, top line first; the disclaimer comes after it."""
     e, p = explanation.evidence, explanation.provenance
     target = p.target.upper()
-    below = f"below threshold ({p.decision_threshold:.2f})"
-    first = f"NEMt explanation: {target}   p = {e.probability:.2f}"
-    evidence = f"segment occluded: p = {e.occluded:.2f}   only segment: p = {e.kept:.2f}"
+    below = f"below threshold ({p.decision_threshold:.3f})"
+    first = f"NEMt explanation: {target}   p = {e.probability:.3f}"
+    evidence = f"segment occluded: p = {e.occluded:.3f}   only segment: p = {e.kept:.3f}"
     bundle = f"{p.bundle_name} {p.bundle_version} ({p.short_digest})"
     match explanation.verdict:
         case Verdict.EXPLAINED:
@@ -175,16 +185,21 @@ def legend(explanation: Explanation) -> list[LegendLine]:
 
 
 def _add_bands(picture: Image.Image, explanation: Explanation, longest_side: int) -> Image.Image:
-    """Black bands above and below, with the legend and the disclaimer at top and bottom."""
+    """Black bands above and below, with the legend and the disclaimer at top and bottom.
+
+    A picture that is narrower than its legend gets bands at its sides as well.
+    """
     lines = [*legend(explanation), LegendLine(text=DISCLAIMER, colour=TEXT)]
     width = int(picture.width * LEGEND_SHARE)
     font = _fitting_font([line.text for line in lines], width, longest_side // 48)
     step = round(font.size * 1.45)
     top, bottom = 2 * step, step * len(lines) + step
-    canvas = Image.new("RGB", (picture.width, top + picture.height + bottom))
-    canvas.paste(picture, (0, top))
+    longest = max(font.getlength(line.text) for line in lines)
+    whole = max(picture.width, math.ceil(longest) + 4 * step)  # a swatch and some air
+    canvas = Image.new("RGB", (whole, top + picture.height + bottom))
+    canvas.paste(picture, ((whole - picture.width) // 2, top))
     draw = ImageDraw.Draw(canvas)
-    middle = picture.width / 2
+    middle = whole / 2
     # Viewers write their orientation letter at the very top: keep to the band's lower half.
     draw.text((middle, top - step * 0.65), DISCLAIMER, font=font, fill=TEXT, anchor="mm")
     for number, line in enumerate(lines):

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from nemt_dicom.listener import TRANSFER_SYNTAXES
-from nemt_dicom.radiograph import CODECS, NATIVE
+from nemt_dicom.pixel_data import CODECS, NATIVE
 
 PACKAGE = ROOT / "nemt_dicom"
 FILES = sorted(PACKAGE.glob("*.py"))
@@ -34,7 +34,7 @@ OWNERS = {
     "pickle": {"child"},  # settings from parent to child, never a file
     "highdicom": {"derived", "segmentation", "secondary_capture"},
     "SimpleITK": {"preprocess"},
-    "imagecodecs": {"radiograph"},
+    "imagecodecs": {"pixel_data"},
     "timm": {"network"},
     "prodigyopt": set(),
 }
@@ -49,7 +49,7 @@ def test_each_library_has_its_owner(library: str) -> None:
 @pytest.mark.parametrize("module", ["listener", "delivery", "store", "spool"])
 def test_network_processes_reach_no_torch_and_no_decoder(module: str) -> None:
     """Asked of a fresh interpreter: what is loaded once the module is."""
-    heavy = ("torch", "timm", "SimpleITK", "highdicom", "imagecodecs", "nemt_dicom.radiograph")
+    heavy = ("torch", "timm", "SimpleITK", "highdicom", "imagecodecs", "nemt_dicom.pixel_data")
     program = f"import sys, nemt_dicom.{module}; print(*[n for n in {heavy} if n in sys.modules])"
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT

@@ -104,6 +104,21 @@ def test_mask_follows_the_detector(explainer: Explainer, orientation: Any) -> No
     assert found.evidence.probability == pytest.approx(upright.evidence.probability, abs=1e-6)
 
 
+def test_what_is_not_valid_is_no_part_of_a_segment(explainer: Explainer) -> None:
+    """Padding and what lies outside the collimation: in the source, and where p is asked."""
+    everything = with_settings(explainer, mask_threshold=0.01)
+    source = radiograph(3, 150, 110)
+    valid = np.ones(source.pixels.shape, bool)
+    valid[90:] = False
+    (whole,) = everything.explain([source])
+    (found,) = everything.explain([replace(source, valid=valid)])
+    assert whole.segment.all()
+    assert np.array_equal(found.segment, valid)
+    assert not found.mask[~valid].any()
+    (nowhere,) = everything.explain([replace(source, valid=np.zeros_like(valid))])
+    assert nowhere.evidence.occluded == pytest.approx(nowhere.evidence.probability, abs=1e-5)
+
+
 def test_same_scene_in_two_files_has_one_explanation(explainer: Explainer) -> None:
     recipes = [
         Recipe(bits=16),

@@ -269,14 +269,14 @@ def test_nothing_is_drawn_where_there_is_nothing_to_say(given, verdict) -> None:
     assert (rgb[60:500].max(axis=2) - rgb[60:500].min(axis=2)).max() == 0  # no colour
     text = " ".join(line.text for line in secondary_capture.legend(given))
     assert "nothing drawn" in text
-    assert f"p = {given.evidence.probability:.2f}" in text
+    assert f"p = {given.evidence.probability:.3f}" in text
 
 
 def test_below_threshold_can_be_drawn_and_says_so() -> None:
     given = explanation(p=0.4, occluded=0.1, explain_below_threshold=True)
     assert seg(given=given).pixel_array.any()
     text = " ".join(line.text for line in secondary_capture.legend(given))
-    assert "below threshold (0.50), drawn by setting" in text
+    assert "below threshold (0.500), drawn by setting" in text
 
 
 def test_not_a_number_is_no_output() -> None:
@@ -313,6 +313,33 @@ def test_overlay_spacing_is_scaled_and_bands_hide_nothing() -> None:
     assert ds.Rows > 2 * ROWS  # the radiograph whole, and the bands
 
 
+@pytest.mark.parametrize("aspect", [0.5, 2.0])
+def test_overlay_has_square_pixels(aspect: float) -> None:
+    """The segment's 80 rows and 60 columns are as high and as wide as they are on the patient."""
+    spacing = source(PixelSpacing=[0.2 * aspect, 0.2])
+    data = secondary_capture.build_secondary_capture(
+        origin(spacing, sc_longest_side=600), np.full((ROWS, COLUMNS), 0.5, np.float32), aspect
+    )
+    heights, widths = (float(value) for value in read(data).PixelSpacing)
+    rgb = np.asarray(secondary_capture.picture(data.data)).astype(int)
+    rows, columns = np.nonzero(
+        rgb[: -(rgb.shape[0] // 4), :, 2] - rgb[: -(rgb.shape[0] // 4), :, 0] > 20
+    )
+    height, width = np.ptp(rows) * heights, np.ptp(columns) * widths  # mm
+    assert heights == pytest.approx(widths)
+    assert height / width == pytest.approx(80 * aspect / 60, rel=0.1)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_legend_of_a_narrow_picture_is_whole(columns: int) -> None:
+    """What does not fit over the picture gets room beside it: no word is cut at the border."""
+    black = np.zeros((400, columns), np.float32)
+    given = explanation(mask=black, segment=black > 0)
+    rgb = np.asarray(secondary_capture.render(given, black, 1024)[0])
+    assert rgb.max() > 200, "there is text"
+    assert rgb[:, :3].max() == rgb[:, -3:].max() == 0
+
+
 def test_seg_plane_geometry() -> None:
     with_spacing = seg(header=source(PixelSpacing=[0.143, 0.15]))
     shared = with_spacing.SharedFunctionalGroupsSequence[0]
@@ -338,7 +365,7 @@ def test_fractional_is_the_mask_weight() -> None:
     ds = read(segmentation.build_fractional(origin()))
     assert ds.SegmentationType == "FRACTIONAL"
     assert ds.MaximumFractionalValue == 255
-    from nemt_dicom.radiograph import CODECS
+    from nemt_dicom.pixel_data import CODECS
 
     frame = CODECS[ds.file_meta.TransferSyntaxUID](
         next(__import__("pydicom").encaps.generate_frames(ds.PixelData, number_of_frames=1))

@@ -23,8 +23,19 @@ def geometries(draw: st.DrawFn, longest: int = 3000) -> Geometry:
     short = draw(st.integers(max(32, -(-long // 10)), max(32, long)))
     rows, columns = draw(st.permutations([long, short]))
     return Geometry(
-        rows=rows, columns=columns, orientation=draw(orientations), size=draw(model_sizes)
+        rows=rows,
+        columns=columns,
+        orientation=draw(orientations),
+        size=draw(model_sizes),
+        aspect=draw(st.sampled_from([1.0, 1.0, 0.5, 1.3, 2.0])),
     )
+
+
+def upright(geometry: Geometry) -> tuple[int, int, float, float]:
+    """Rows, columns, and height and width of a pixel, upright."""
+    if geometry.orientation[0] in "FH":
+        return geometry.columns, geometry.rows, 1.0, geometry.aspect
+    return geometry.rows, geometry.columns, geometry.aspect, 1.0
 
 
 def linear(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -40,14 +51,12 @@ def linear(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def expected_in_source(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Where each source pixel's centre lies in the letterbox, by the definition of the frames."""
-    rows, columns = geometry.rows, geometry.columns
-    if geometry.orientation[0] in "FH":
-        rows, columns = columns, rows
-    scale = max(rows, columns) / mask.shape[0]
-    top = (mask.shape[0] - rows / scale) / 2  # model pixels above the image
-    left = (mask.shape[0] - columns / scale) / 2
-    y = top + (np.arange(rows) + 0.5) / scale - 0.5
-    x = left + (np.arange(columns) + 0.5) / scale - 0.5
+    rows, columns, height, width = upright(geometry)
+    scale = max(rows * height, columns * width) / mask.shape[0]
+    top = (mask.shape[0] - rows * height / scale) / 2  # model pixels above the image
+    left = (mask.shape[0] - columns * width / scale) / 2
+    y = top + (np.arange(rows) + 0.5) * height / scale - 0.5
+    x = left + (np.arange(columns) + 0.5) * width / scale - 0.5
     return turned(linear(mask, y, x), geometry.orientation)
 
 
@@ -143,16 +152,14 @@ def test_nan_in_the_mask_is_not_hidden() -> None:
 
 @given(geometries())
 def test_inside_is_the_letterbox(geometry: Geometry) -> None:
-    rows, columns = geometry.rows, geometry.columns
-    if geometry.orientation[0] in "FH":
-        rows, columns = columns, rows
-    size, scale = geometry.size, max(rows, columns) / geometry.size
-    centres = (np.arange(size) + 0.5) * scale - max(rows, columns) / 2  # from the image's centre
+    rows, columns, height, width = upright(geometry)
+    size, longest = geometry.size, max(rows * height, columns * width)
+    centres = (np.arange(size) + 0.5) * longest / size - longest / 2  # from the image's centre
 
-    def along(extent: int) -> np.ndarray:
+    def along(extent: float) -> np.ndarray:
         return np.abs(centres) - extent / 2
 
-    distance = np.maximum(along(rows)[:, None], along(columns)[None, :])
+    distance = np.maximum(along(rows * height)[:, None], along(columns * width)[None, :])
     clear = np.abs(distance) > 1e-6
     assert np.array_equal(geometry.inside()[clear], (distance < 0)[clear])
     assert geometry.inside().any(axis=0).all() or geometry.inside().any(axis=1).all()
@@ -160,16 +167,17 @@ def test_inside_is_the_letterbox(geometry: Geometry) -> None:
 
 @given(geometries(longest=700), st.integers(0, 2**32 - 1))
 def test_to_model_is_an_average_then_linear_interpolation(geometry: Geometry, seed: int) -> None:
-    upright_shape = geometry.upright_shape
-    upright = np.random.default_rng(seed).random(upright_shape).astype(np.float32)
-    shrink = max(1, round(geometry.scale))
-    rows, columns = (n // shrink for n in upright_shape)
-    blocks = upright[: rows * shrink, : columns * shrink].reshape(rows, shrink, columns, shrink)
+    rows, columns, height, width = upright(geometry)
+    image = np.random.default_rng(seed).random((rows, columns)).astype(np.float32)
+    down, across = (max(1, round(geometry.scale / length)) for length in (height, width))
+    extents = rows * height, columns * width
+    rows, columns = rows // down, columns // across
+    blocks = image[: rows * down, : columns * across].reshape(rows, down, columns, across)
     means = blocks.mean(axis=(1, 3))
-    centres = (np.arange(geometry.size) + 0.5) * geometry.scale
-    y = (centres - max(upright_shape) / 2 + upright_shape[0] / 2) / shrink - 0.5
-    x = (centres - max(upright_shape) / 2 + upright_shape[1] / 2) / shrink - 0.5
-    found = geometry.to_model(turned(upright, geometry.orientation))
+    centres = (np.arange(geometry.size) + 0.5) * geometry.scale - max(extents) / 2
+    y = (centres + extents[0] / 2) / (down * height) - 0.5
+    x = (centres + extents[1] / 2) / (across * width) - 0.5
+    found = geometry.to_model(turned(image, geometry.orientation))
     # at the right and lower edge a remainder of less than `shrink` pixels is left out
     in_blocks = ((y <= rows - 0.5)[:, None] & (x <= columns - 0.5)[None, :]) & geometry.inside()
     assert np.abs(found - linear(means, y, x))[in_blocks].max() < 5e-4
@@ -179,13 +187,14 @@ def test_to_model_is_an_average_then_linear_interpolation(geometry: Geometry, se
 def test_point_comes_back_to_where_it_was(geometry: Geometry) -> None:
     """A smooth blob in the source, taken to the model's frame and back, has the same centre."""
     y, x = np.mgrid[0 : geometry.rows, 0 : geometry.columns].astype(np.float64)
-    at = geometry.rows * 0.4, geometry.columns * 0.55
-    width = max(geometry.rows, geometry.columns) / 12
+    y *= geometry.aspect
+    at = geometry.rows * geometry.aspect * 0.4, geometry.columns * 0.55
+    width = max(geometry.rows * geometry.aspect, geometry.columns) / 12
     blob = np.exp(-(((y - at[0]) ** 2 + (x - at[1]) ** 2) / (2 * width**2))).astype(np.float32)
     back = geometry.to_source(geometry.to_model(blob)).astype(np.float64)
     weight = np.where(blob > 0.2, back, 0)
     before = np.where(blob > 0.2, blob, 0).astype(np.float64)
-    pixel = max(geometry.scale, 1.0)
+    pixel = max(geometry.scale, geometry.aspect, 1.0)
     for axis in (y, x):
         shift = (weight * axis).sum() / weight.sum() - (before * axis).sum() / before.sum()
         assert abs(shift) < 0.12 * pixel
@@ -194,9 +203,13 @@ def test_point_comes_back_to_where_it_was(geometry: Geometry) -> None:
 # --- the tensor ---
 
 
-def radiograph(pixels: np.ndarray, orientation: Any = UPRIGHT) -> Radiograph:
+def radiograph(pixels: np.ndarray, orientation: Any = UPRIGHT, aspect: float = 1.0) -> Radiograph:
     return Radiograph(
-        pixels=pixels.astype(np.float32), valid=None, orientation=orientation, source_kind="dicom"
+        pixels=pixels.astype(np.float32),
+        valid=None,
+        orientation=orientation,
+        source_kind="dicom",
+        aspect=aspect,
     )
 
 
@@ -204,7 +217,7 @@ def radiograph(pixels: np.ndarray, orientation: Any = UPRIGHT) -> Radiograph:
 def test_tensor_is_bounded_and_black_beside_the_image(geometry: Geometry, seed: int) -> None:
     pixels = np.random.default_rng(seed).random((geometry.rows, geometry.columns))
     preprocessing = Preprocessing(size=geometry.size, low_percentile=1, high_percentile=99)
-    tensor, found = preprocessing(radiograph(pixels, geometry.orientation))
+    tensor, found = preprocessing(radiograph(pixels, geometry.orientation, geometry.aspect))
     assert found == geometry
     assert tensor.shape == (1, geometry.size, geometry.size)
     assert tensor.dtype == np.float32
@@ -226,6 +239,19 @@ def test_tensor_does_not_depend_on_how_the_detector_stood(orientation: Any) -> N
     expected, _ = preprocessing(radiograph(scene.scene()))
     found, _ = preprocessing(radiograph(turned(scene.scene(), orientation), orientation))
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids="-".join)
+def test_tensor_does_not_depend_on_the_shape_of_the_pixels(orientation: Any) -> None:
+    """Two rows, or two columns, read out as one: the chest is as high as before."""
+    preprocessing = Preprocessing(size=60, low_percentile=0, high_percentile=100)
+    square = turned(scene.scene(), orientation)
+    expected, _ = preprocessing(radiograph(square, orientation))
+    by_rows = square.reshape(square.shape[0] // 2, 2, -1).mean(axis=1)
+    by_columns = square.reshape(square.shape[0], -1, 2).mean(axis=2)
+    for binned, aspect in ((by_rows, 2.0), (by_columns, 0.5)):
+        found, _ = preprocessing(radiograph(binned, orientation, aspect))
+        assert np.abs(found - expected).mean() < 0.01
 
 
 def test_all_valid_equals_no_mask() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -12,6 +13,7 @@ import pytest
 import scene
 from PIL import Image
 from pydicom import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from scene import GREY_LEVEL, ORIENTATIONS, Recipe, plain, turned, write
@@ -19,8 +21,10 @@ from scene import GREY_LEVEL, ORIENTATIONS, Recipe, plain, turned, write
 from nemt_dicom.config import InputSettings
 from nemt_dicom.display import window
 from nemt_dicom.errors import DataError, Reason, Refused
+from nemt_dicom.pipeline import read_source
+from nemt_dicom.pixel_data import CODECS, NATIVE, decode
 from nemt_dicom.preprocess import Preprocessing
-from nemt_dicom.radiograph import CODECS, NATIVE, UPRIGHT, Radiograph, decode
+from nemt_dicom.radiograph import UPRIGHT, Radiograph
 
 PREPROCESSING = Preprocessing(size=64, low_percentile=0, high_percentile=100)
 
@@ -203,11 +207,55 @@ def test_bits_outside_the_stored_ones_do_not_count(
     assert np.array_equal(decode(ds), expected)
 
 
+@pytest.mark.parametrize(
+    "codec", ["jpeg-lossless-sv1", "jpeg-lossless-p14-7", "jpegls", "jpeg2000", "jpeg2000-lossy"]
+)
+def test_values_in_the_highest_bits_of_a_coded_sample(codec: str) -> None:
+    """HighBit 15 of 12 bits stored: encoders keep the bits where they are, or move them."""
+    expected = decode(write(Recipe(bits=12)))
+    for shift, bits in ((4, 16), (0, 12)):
+        uid, encoder = scene.CODECS[codec]
+        ds = compressed(Recipe(bits=12), uid, bytes(encoder(expected << shift, bits)))
+        ds.HighBit = 15
+        assert np.abs(decode(ds) - expected).max() <= (60 if "lossy" in codec else 0)
+
+
+def compressed(recipe: Recipe, uid: str, frame: bytes) -> Dataset:
+    ds = write(recipe)
+    ds.file_meta.TransferSyntaxUID = uid
+    del ds.PixelData
+    ds.add_new("PixelData", "OB", encapsulate([frame]))
+    ds["PixelData"].is_undefined_length = True
+    return ds
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeroed"])
+@pytest.mark.parametrize("codec", scene.CODECS)
+def test_frame_that_ends_early_is_refused(codec: str, damage: str) -> None:
+    """Decoders would fill what is missing with grey, and a mask would be drawn on that."""
+    uid, encoder = scene.CODECS[codec]
+    bits = 8 if "8" in codec or "baseline" in codec else 12
+    frame = bytes(encoder(decode(write(Recipe(bits=bits))), bits))
+    half = len(frame) // 2
+    damaged = frame[:half] if damage == "cut" else frame[:half] + bytes(len(frame) - half)
+    with pytest.raises(Refused) as caught:
+        decode(compressed(Recipe(bits=bits), uid, damaged))
+    assert caught.value.reason is Reason.DECODE_FAILED
+    whole = compressed(Recipe(bits=bits), uid, frame + bytes(0 if codec == "rle" else 20))
+    assert decode(whole).shape == (scene.ROWS, scene.COLUMNS)
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["absent", "empty"])
 @pytest.mark.parametrize("keyword", ["SamplesPerPixel", "PixelRepresentation", "HighBit"])
 @pytest.mark.parametrize("codec", ["explicit", "rle", "jpegls"])
-def test_attribute_with_one_possible_reading_may_be_absent(codec: str, keyword: str) -> None:
+def test_attribute_with_one_possible_reading_may_be_absent(
+    codec: str, keyword: str, *, empty: bool
+) -> None:
     ds = write(Recipe(codec=codec))
-    delattr(ds, keyword)
+    if empty:
+        setattr(ds, keyword, None)
+    else:
+        delattr(ds, keyword)
     assert np.array_equal(read(ds).pixels, read(write(Recipe(codec=codec))).pixels)
 
 
@@ -415,6 +463,43 @@ def test_identity_presentation_shape_changes_nothing() -> None:
 )
 def test_orientation_that_says_nothing_is_upright(value: object) -> None:
     assert read(plain(PatientOrientation=value)).orientation == UPRIGHT
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({}, 1.0),
+        ({"PixelSpacing": [0.3, 0.15]}, 2.0),
+        ({"ImagerPixelSpacing": [0.1, 0.2]}, 0.5),
+        ({"NominalScannedPixelSpacing": [0.1, 0.2]}, 0.5),
+        ({"PixelAspectRatio": [4, 3]}, 4 / 3),
+        ({"PixelSpacing": [0.2, 0.2], "PixelAspectRatio": [2, 1]}, 1.0),
+        ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.2, 0.1]}, 2.0),
+        ({"PixelSpacing": [0.143, 0.1435]}, 1.0),
+        ({"PixelSpacing": None, "PixelAspectRatio": [2, 1]}, 2.0),
+    ],
+)
+def test_shape_of_the_pixels(attributes: dict[str, Any], expected: float) -> None:
+    ds = write(Recipe())
+    for keyword, value in attributes.items():
+        setattr(ds, keyword, value)
+    assert read(ds).aspect == pytest.approx(expected, abs=1e-12)
+
+
+def test_shape_that_no_pixel_has_is_refused() -> None:
+    with pytest.raises(Refused, match="PixelSpacing") as caught:
+        read(plain(PixelSpacing=[0.1, 1]))
+    assert caught.value.reason is Reason.INVALID_ATTRIBUTE
+
+
+def test_file_of_big_endian_without_file_meta_is_refused(tmp_path: Path) -> None:
+    ds = write(Recipe())
+    del ds.file_meta
+    ds.PixelData = np.frombuffer(ds.PixelData, "<u2").astype(">u2").tobytes()
+    path = tmp_path / "bare.dcm"
+    pydicom.dcmwrite(path, ds, implicit_vr=False, little_endian=False, force_encoding=True)
+    with pytest.raises(Refused, match="big endian"):
+        read_source(path, InputSettings())
 
 
 def test_orientation_with_a_second_direction() -> None:

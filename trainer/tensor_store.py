@@ -25,7 +25,7 @@ from nemt_dicom.errors import DataError
 from nemt_dicom.preprocess import Geometry, Preprocessing
 
 FORMAT = 1
-FRONT_END = ("admission", "display", "preprocess", "radiograph")
+FRONT_END = ("admission", "display", "pixel_data", "preprocess", "radiograph")
 """Modules of nemt_dicom whose source text decides what a file's tensor is."""
 LIBRARIES = ("SimpleITK", "imagecodecs", "numpy", "pillow", "pydicom")
 Key = tuple[str, str]
@@ -96,6 +96,7 @@ class TensorStore:
                         columns=entry["columns"],
                         orientation=tuple(entry["orientation"]),
                         size=self.shape[1],
+                        aspect=entry["aspect"],
                     )
                 )
                 self._read += len(line)
