@@ -160,6 +160,7 @@ def _demo(options: argparse.Namespace) -> int:
         def report(text: str, done: int, total: int) -> None:
             progress.update(task, description=text, completed=done, total=total)
 
+        _make_folder(options.out)
         files = options.files or [demo_file()]
         named = dict(zip(_distinct_names(files), files, strict=True))
         results = run_demo(named, options.out, options.bundle, report)
@@ -186,7 +187,7 @@ def _explain(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     explainer = Explainer(Bundle.load_served(settings.explanation.bundle), settings.explanation)
-    options.out.mkdir(parents=True, exist_ok=True)
+    _make_folder(options.out)
     console = Console(highlight=False)
     table = Table("file", "verdict", "p", "occluded", "kept", "written")
     failed = 0
@@ -218,6 +219,13 @@ def _explain(options: argparse.Namespace) -> int:
     console.print(table)
     console.print(NOTICE)
     return EXIT_FAILED if failed else EXIT_OK
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NemtError(f"--out {out}: {error.strerror}; name a folder that can be made") from error
 
 
 def _modified(file: Path) -> datetime:
@@ -328,6 +336,9 @@ def _as_json(instance: Any) -> dict[str, Any]:
 
 def _check_config(options: argparse.Namespace) -> int:
     settings = load_settings(options.file)
+    bundle = settings.explanation.bundle
+    if bundle is not None and not bundle.is_dir():
+        raise ConfigError(f"{options.file}: explanation.bundle = {str(bundle)!r}: no such folder")
     console = _plain()
     console.print(f"{options.file}: valid")
     console.print_json(json.dumps(settings.model_dump(mode="json")))

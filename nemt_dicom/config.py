@@ -44,6 +44,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -101,7 +102,7 @@ class InputSettings(Section):
 class ExplanationSettings(Section):
     """When an explanation is drawn."""
 
-    bundle: Path | None = None
+    bundle: UserPath | None = None
     """Folder of the model bundle; None is the bundle that ships."""
     explain_below_threshold: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -140,7 +141,7 @@ class FolderDestination(Section):
 
     kind: Literal["folder"]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
-    path: Path
+    path: UserPath
 
 
 Destination = Annotated[DicomDestination | FolderDestination, Field(discriminator="kind")]
@@ -165,7 +166,7 @@ def default_state_dir(env: Mapping[str, str] = os.environ) -> Path:
 
 
 class StateSettings(Section):
-    dir: Path = Field(default_factory=default_state_dir)
+    dir: UserPath = Field(default_factory=default_state_dir)
 
 
 class LogSettings(Section):
@@ -297,8 +298,8 @@ def _describe(item: Any, env: Mapping[str, str]) -> str:
     name = ".".join(where) or "configuration"
     env_name = ENV_PREFIX + "__".join(where[:2]).upper()
     name = env_name if env_name in env else name
-    if item["type"] == "missing":
-        return f"{name}: is required"
+    if plain := _plainly(item["type"], name, where):
+        return plain
     given = item.get("input")
     shown = f"{name} = {given!r}" if isinstance(given, str | int | float | bool) else name
     if item["type"] != "extra_forbidden":
@@ -309,3 +310,16 @@ def _describe(item: Any, env: Mapping[str, str]) -> str:
         return f"{shown}: no such key; allowed in [{where[0]}]: {_fields(where[0])}"
     kind = next(part for part in item["loc"] if part in kinds)
     return f"{shown}: no such key; allowed: {', '.join(kinds[kind].model_fields)}"
+
+
+def _plainly(kind: str, name: str, where: list[str]) -> str:
+    """Mistakes that pydantic has words of its own for; empty for all others."""
+    match kind:
+        case "missing":
+            return f"{name}: is required"
+        case "union_tag_not_found":
+            return f"{name}.kind: is required; allowed: dicom, folder"
+        case "tuple_type":
+            example = "[[destinations]]" if name == "destinations" else f'{where[-1]} = ["..."]'
+            return f"{name}: must be a list: {example}"
+    return ""

@@ -129,7 +129,6 @@ def run_demo(
     datasets = [_read(file) for file in files.values()]
     total = 1 + 2 * len(files)
     report("starting the service", 0, total)
-    out.mkdir(parents=True, exist_ok=True)
     pacs = Pacs()
     results = []
     try:

@@ -1,7 +1,7 @@
 """Log lines: one line each, no control characters, no patient data.
 
 An instance is named by a short hash of its SOP Instance UID. Of an exception only the type and the
-place are written: its text may quote the dataset.
+place are written, and what the system says of an `OSError`: its text may quote the dataset.
 """
 
 import hashlib
@@ -26,9 +26,12 @@ def instance_name(sop_instance_uid: str) -> str:
 
 def describe_error(error: BaseException) -> str:
     """Type and place of an exception, innermost call first, without its text."""
+    what = type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        what += f" ({error.strerror})"
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     places = [f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in reversed(frames)]
-    return f"{type(error).__name__} at {' < '.join(places)}" if places else type(error).__name__
+    return f"{what} at {' < '.join(places)}" if places else what
 
 
 class LineFormatter(logging.Formatter):
@@ -47,16 +50,22 @@ class LineFormatter(logging.Formatter):
         return f"{when} {record.levelname.lower()} {source}: {escape(text)}"
 
 
+def _is_safe(record: logging.LogRecord) -> bool:
+    """False for warnings of libraries that quote what was received: we log what matters of them.
+
+    Asked of each record, for these libraries set the levels of their loggers when imported.
+    """
+    quotes = record.name.split(".")[0] in {"pydicom", "pynetdicom", "py", "highdicom"}
+    return not quotes or record.levelno >= logging.ERROR
+
+
 def configure_logging(level: str) -> None:
     """Sends this process's log to standard error. `level` is debug, info, warning or error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
+    handler.addFilter(_is_safe)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("nemt_dicom").setLevel(level.upper())
-    # Its warnings quote what the peer sent; what matters of them is logged by our own handlers.
-    logging.getLogger("pynetdicom").setLevel(logging.ERROR)
-    logging.getLogger("pydicom").setLevel(logging.ERROR)
     logging.captureWarnings(capture=True)
-    logging.getLogger("py.warnings").setLevel(logging.ERROR)

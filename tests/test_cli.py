@@ -1,10 +1,12 @@
 """The commands as a user meets them: what they print, what they leave, how they end."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ from hospital import Service
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from nemt_dicom import cli
+from nemt_dicom import cli, demo
+from nemt_dicom.errors import NemtError, Reason
+from nemt_dicom.records import Arrival, Rejection
+from nemt_dicom.store import Store
 
 CHEST = str(get_testdata_file("RG1_UNCR.dcm", download=False))
 LEG = str(get_testdata_file("RG3_UNCR.dcm", download=False))
@@ -92,6 +97,40 @@ def test_bad_configuration_is_78(tmp_path, capsys, text: str, said: str) -> None
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["explain", CHEST], ["demo"]])
+def test_a_file_in_the_place_of_out_is_said(tmp_path, capsys, arguments: list[str]) -> None:
+    (tmp_path / "out").write_text("")
+    for out in (tmp_path / "out", tmp_path / "out" / "below"):
+        assert run(*arguments, "--out", str(out)) == 1
+        assert f"--out {out}" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_configuration_with_no_such_bundle_is_78(tmp_path, capsys) -> None:
+    file = tmp_path / "nemt.toml"
+    file.write_text('[explanation]\nbundle = "/nope/x"\n')
+    assert run("check-config", str(file)) == 78
+    assert "/nope/x" in capsys.readouterr().err
+
+
+def test_what_others_wrote_is_shown_as_it_is(tmp_path, capsys) -> None:
+    """A UID and a comment that read as markup neither vanish nor end the command."""
+    store = Store(tmp_path)
+    store.refuse_arrival(
+        Rejection(
+            sop_class_uid="1.2",
+            sop_instance_uid="[/x]",
+            content_digest="c",
+            reason=Reason.INVALID_UID,
+            detail="[bold]not[/y] a UID",
+        )
+    )
+    store.close()
+    assert run("jobs", "list", "--state", str(tmp_path)) == 0
+    assert "[/x]" in capsys.readouterr().out
+    assert run("jobs", "show", "[/x]", "--state", str(tmp_path)) == 0
+    assert "[bold]not[/y] a UID" in capsys.readouterr().out
+
+
 def test_misspelt_environment_is_78(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("NEMT_LISTNER__PORT", "11113")
     assert run("jobs", "list", "--state", str(tmp_path)) == 78
@@ -168,6 +207,45 @@ def test_demo_brings_back_everything(tmp_path, capsys, random_bundle, monkeypatc
         assert label in text
     made = {f.name for f in (tmp_path / "nemt-demo").iterdir()}
     assert made == {"RG1_UNCR.png", "RG1_UNCR.sc.dcm", "RG1_UNCR.seg.dcm"}
+
+
+def test_demo_of_two_files_of_one_name(tmp_path, capsys, random_bundle) -> None:
+    """One of them a leg, which is refused; the other's outputs carry their own labels."""
+    (tmp_path / "a").mkdir()
+    shutil.copy(LEG, tmp_path / "a" / "1.2.840.dcm")
+    shutil.copy(CHEST, tmp_path / "1.2.840.dcm")
+    files = str(tmp_path / "a" / "1.2.840.dcm"), str(tmp_path / "1.2.840.dcm")
+    options = "--out", str(tmp_path / "out"), "--bundle", str(random_bundle.folder)
+    assert run("demo", *files, *options) == 0
+    text = capsys.readouterr().out
+    assert "not_chest" in text
+    made = {f.name for f in (tmp_path / "out").iterdir()}
+    assert made == {"1.2.840-2.png", "1.2.840-2.sc.dcm", "1.2.840-2.seg.dcm"}
+    for label in ("seg", "sc", "png"):
+        assert re.search(rf"^. {label} +. .*1.2.840-2.{label}", text, re.MULTILINE), label
+
+
+def test_demo_does_not_wait_for_a_service_that_is_gone(tmp_path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    (tmp_path / "serve.log").write_text("its last words")
+    store = Store(tmp_path)
+    store.receive(
+        Arrival(
+            sop_class_uid="1.2",
+            sop_instance_uid="1.2.3",
+            content_digest="c",
+            blob="b",
+            received=datetime.now(UTC),
+        )
+    )
+    store.close()
+    pacs = demo.Pacs()
+    try:
+        with pytest.raises(NemtError, match="its last words"):
+            demo._await("1.2.3", pacs, demo._Service(port=1, state=tmp_path, process=process))
+    finally:
+        pacs.stop()
 
 
 def test_demo_names_the_file_it_cannot_read(tmp_path, capsys) -> None:

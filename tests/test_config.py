@@ -114,6 +114,13 @@ def test_destinations_by_file_and_by_environment(tmp_path: Path) -> None:
     assert by_file[0].calling_ae_title == "NEMT"
 
 
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = load(tmp_path, "[state]\ndir = '~/nemt'\n[explanation]\nbundle = '~/bundle'")
+    assert settings.state.dir == tmp_path / "nemt"
+    assert settings.explanation.bundle == tmp_path / "bundle"
+
+
 def test_settings_cannot_be_changed() -> None:
     settings = load_settings(env={})
     with pytest.raises(ValueError, match="frozen"):
@@ -125,6 +132,13 @@ def test_settings_cannot_be_changed() -> None:
 FILE_MISTAKES = {
     # TOML -> words the message must hold: the key, the value, what is allowed
     "unknown-section": ("[listner]\nport = 3", ["listner", "no such section", "listener, input"]),
+    "section-like-a-kind": ("[dicom]\nport = 3", ["dicom", "no such section", "listener, input"]),
+    "key-like-a-kind": ("[listener]\nfolder = 'x'", ["listener.folder = 'x'", "no such key"]),
+    "text-for-a-list": (
+        "[listener]\nallowed_calling_ae_titles = 'PACS'",
+        ["listener.allowed_calling_ae_titles", 'must be a list: allowed_calling_ae_titles = ["'],
+    ),
+    "one-bracket": ("[destinations]\nname = 'a'", ["must be a list: [[destinations]]"]),
     "unknown-key": ("[listener]\nprot = 3", ["listener.prot = 3", "no such key", "port, ae_title"]),
     "key-outside-sections": ("port = 3", ["port = 3", "no such section", "listener"]),
     "section-is-a-number": ("listener = 3", ["listener = 3"]),
@@ -152,7 +166,10 @@ FILE_MISTAKES = {
         '[[destinations]]\nkind = "ftp"\nname = "a"',
         ["destinations.0", "'ftp'", "'dicom', 'folder'"],
     ),
-    "destination-no-kind": ('[[destinations]]\nname = "a"', ["destinations.0", "kind"]),
+    "destination-no-kind": (
+        '[[destinations]]\nname = "a"',
+        ["destinations.0.kind: is required; allowed: dicom, folder"],
+    ),
     "destination-lacks-a-key": (DICOM_TOML, ["destinations.0.ae_title", "is required"]),
     "destination-unknown-key": (
         DICOM_TOML + 'ae_title = "P"\naet = "P"',

@@ -123,17 +123,31 @@ def test_codes_of_the_segment() -> None:
     assert seg().ContentLabel == "PNEUMONIA"
 
 
-@BUILT
-def test_the_same_input_gives_the_same_bytes(build) -> None:
-    first, second = (
-        segmentation.build_segmentation(origin()).data,
-        segmentation.build_segmentation(origin()).data,
-    )
-    assert first == second
-    one, two = (
-        secondary_capture.build_secondary_capture(origin(), pixels()).data for _ in range(2)
-    )
-    assert one == two
+def outputs(given: Origin) -> tuple[derived.Output, derived.Output]:
+    seg = segmentation.build_segmentation(given)
+    return seg, secondary_capture.build_secondary_capture(given, pixels())
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    assert outputs(origin()) == outputs(origin())
+
+
+def test_another_release_has_uids_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes differ, in the software version if in nothing else."""
+    before = outputs(origin())
+    monkeypatch.setattr(derived, "__version__", "99.0.0")
+    for old, new in zip(before, outputs(origin()), strict=True):
+        assert old.data != new.data
+        assert old.sop_instance_uid != new.sop_instance_uid
+        assert read(old).SeriesInstanceUID != read(new).SeriesInstanceUID
+
+
+@pytest.mark.parametrize("target", ["pneumonia", "a finding with a name of many words " * 2])
+def test_series_description_fits(target: str) -> None:
+    text = derived.series_description(target)
+    assert len(text) <= 64
+    assert target[:22] in text
+    assert text.endswith("NOT FOR DIAGNOSTIC USE")
 
 
 def test_identity_changes_with_what_it_stands_for() -> None:
@@ -227,16 +241,25 @@ def test_times_are_those_of_receipt_in_the_zone_of_the_study(build) -> None:
 
 
 @BUILT
-def test_lossy_history_is_inherited(build) -> None:
+@pytest.mark.parametrize(
+    ("ratios", "methods"),
+    [(["10"], ["ISO_15444_1"]), (["10", "5"], ["ISO_10918_1", "ISO_15444_1"])],
+)
+def test_lossy_history_is_inherited(build, ratios: list[str], methods: list[str]) -> None:
     ds = build(
         header=source(
             LossyImageCompression="01",
-            LossyImageCompressionRatio=10,
-            LossyImageCompressionMethod="ISO_15444_1",
+            LossyImageCompressionRatio=ratios,
+            LossyImageCompressionMethod=methods,
         )
     )
+    ours = 1 if build is sc else 0
     assert ds.LossyImageCompression == "01"
-    assert "ISO_15444_1" in np.atleast_1d(ds.LossyImageCompressionMethod)
+    found = [str(v) for v in np.atleast_1d(ds.LossyImageCompressionMethod)]
+    assert found == methods + ["ISO_10918_1"] * ours
+    shown = np.atleast_1d(ds.LossyImageCompressionRatio).tolist()
+    assert [float(v) for v in shown[: len(ratios)]] == [float(v) for v in ratios]
+    assert len(shown) == len(found)
 
 
 def test_burned_in_annotation() -> None:

@@ -1,0 +1,53 @@
+"""Log lines: what they say of an error, and what never gets in."""
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from nemt_dicom.log import configure_logging, describe_error
+
+PATIENT = "Doe^Jane"
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before, level
+    logging.captureWarnings(capture=False)
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as caught:  # noqa: BLE001
+        return caught
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("name", ["pydicom", "pynetdicom.acse", "highdicom", "py.warnings"])
+def test_what_libraries_warn_of_is_not_logged(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging("debug")
+    logging.getLogger(name).setLevel(logging.DEBUG)  # as the library does when it is imported
+    logging.getLogger(name).warning("bad value %s", PATIENT)
+    logging.getLogger("nemt_dicom.worker").warning("our own")
+    text = capfd.readouterr().err
+    assert PATIENT not in text
+    assert text.endswith("warning worker: our own\n")
+
+
+def test_an_error_is_its_type_and_place() -> None:
+    text = describe_error(raised(ValueError(f"bad value {PATIENT}")))
+    assert PATIENT not in text
+    assert text.startswith("ValueError at test_log.py:")
+
+
+def test_of_an_error_of_the_system_it_is_said_what_it_was() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"/spool/{PATIENT}")
+    text = describe_error(raised(full))
+    assert text.startswith("OSError (No space left on device) at test_log.py:")
+    assert PATIENT not in text
