@@ -21,6 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 from nemt_dicom import derived
 from nemt_dicom.derived import DISCLAIMER, Origin, Output
 from nemt_dicom.explanation import Explanation, Verdict
+from nemt_dicom.repair import decimal
 
 SERIES_NUMBER = 9901
 
@@ -64,7 +65,7 @@ def build_secondary_capture(origin: Origin, pixels: NDArray[np.float32]) -> Outp
     dataset.BurnedInAnnotation = clean.get("BurnedInAnnotation", "NO")
     spacing = derived.pixel_spacing(origin.source)
     if spacing is not None:
-        dataset.PixelSpacing = [derived.decimal(value / scale) for value in spacing]
+        dataset.PixelSpacing = [decimal(value / scale) for value in spacing]
     return derived.to_output(dataset, "sc")
 
 
@@ -84,7 +85,7 @@ def _set_pixels(dataset: Dataset, picture: Image.Image, quality: int) -> None:
 def _set_compression_history(dataset: Dataset, clean: Dataset) -> None:
     """Our JPEG after the source's own lossy steps (PS3.3 C.7.6.1.1.5)."""
     ratio = dataset.Rows * dataset.Columns * 3 / len(dataset.PixelData)
-    ratios: list[Any] = [derived.decimal(round(ratio, 2))]
+    ratios: list[Any] = [decimal(round(ratio, 2))]
     methods: list[Any] = ["ISO_10918_1"]
     if clean.get("LossyImageCompression") == "01":
         before_ratio = clean.get("LossyImageCompressionRatio")
