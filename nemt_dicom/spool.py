@@ -19,7 +19,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from nemt_dicom.errors import StateError, StateInUse
+from nemt_dicom.errors import DamagedBlob, StateError, StateInUse
 
 CHUNK = 1 << 20  # bytes
 
@@ -76,6 +76,17 @@ class Spool:
     def path(self, digest: str) -> Path:
         """Where the blob of that SHA-256 (lower-case hexadecimal) is or would be."""
         return self.blobs / digest[:2] / digest
+
+    def read(self, digest: str) -> bytes:
+        """The bytes of a blob, exactly as they were stored.
+
+        Raises `DamagedBlob` where they no longer are, `OSError` where they cannot be read:
+        `FileNotFoundError` where there are none.
+        """
+        data = self.path(digest).read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DamagedBlob("its bytes are damaged")
+        return data
 
     def put(self, data: bytes) -> str:
         """Stores `data`; returns its SHA-256."""

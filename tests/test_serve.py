@@ -95,6 +95,7 @@ def service_settings(folder: Path, pacs: Pacs | None = None, **explanation: Any)
     destinations: list[dict[str, Any]] = [
         {"kind": "folder", "name": "results", "path": folder / "results"}
     ]
+    (folder / "results").mkdir(exist_ok=True)
     if pacs is not None:
         destinations.append(
             {"kind": "dicom", "name": "pacs", "host": "127.0.0.1", "port": pacs.port}

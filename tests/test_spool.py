@@ -15,7 +15,7 @@ import pytest
 from service_kit import encode, radiograph
 
 from nemt_dicom.config import Settings
-from nemt_dicom.errors import StateError, StateInUse
+from nemt_dicom.errors import DamagedBlob, StateError, StateInUse
 from nemt_dicom.receiver import Receiver, Request, digests
 from nemt_dicom.records import Arrival, Receipt
 from nemt_dicom.spool import Fs, Spool, StateLock, prepare_state_dir
@@ -125,6 +125,24 @@ def test_reception_commits_only_after_the_last_sync(tmp_path):
         "commit",
     ]
     store.close()
+
+
+def test_what_is_read_is_what_was_stored(tmp_path):
+    spool = Spool(tmp_path, process="worker")
+    spool.prepare()
+    data = os.urandom(1000)
+    digest = spool.put(data)
+    assert spool.read(digest) == data
+    for damaged in (b"", data[:-1], data[:500] + bytes(20) + data[520:]):
+        spool.path(digest).write_bytes(damaged)
+        with pytest.raises(DamagedBlob, match="its bytes are damaged"):
+            spool.read(digest)
+    spool.path(digest).unlink()
+    with pytest.raises(FileNotFoundError):
+        spool.read(digest)
+    spool.path(digest).mkdir()
+    with pytest.raises(IsADirectoryError):
+        spool.read(digest)
 
 
 class PowerCut(BaseException):
