@@ -26,7 +26,7 @@ from .config import (
 from .dry_run import dry_run
 from .memory import keep_memory
 from .options import build_parser
-from .precision import has_bfloat16
+from .precision import has_bfloat16, require_device
 from .progress import Progress, Silent
 from .result_tables import differences_table, figures_table, paper_table
 from .run import run
@@ -97,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         config, places, task = read_arguments(arguments)
+        require_device(config.device)
         with Bars(console) if first else _Nobody() as progress:
             if task == "dry_run":
                 text = dry_run(config, places, progress)

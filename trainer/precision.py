@@ -1,4 +1,7 @@
-"""The precision that a training step is computed in; validation is always float32."""
+"""The processor, and the precision that a training step is computed in.
+
+Validation is always float32.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,6 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from nemt_dicom.errors import TrainingError
+
+
+def require_device(device: str) -> None:
+    """Raises `TrainingError` where PyTorch finds no such processor."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("PyTorch finds no GPU: leave --device out")
 
 
 def has_bfloat16(device: str) -> bool:
