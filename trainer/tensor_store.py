@@ -155,7 +155,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    names = {"row", "sha256", "kind", "rows", "columns", "orientation"}
+    names = {"row", "sha256", "kind", "rows", "columns", "orientation", "aspect"}
     return entry if isinstance(entry, dict) and entry.keys() == names else None
 
 
