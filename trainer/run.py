@@ -68,6 +68,11 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
     make_repeatable(config)
     team = Team.join(config.device)
     try:
+        if config.batch < 2 * team.size:
+            raise TrainingError(
+                f"a batch of {config.batch} cannot be shared by {team.size} processes, which take "
+                f"an image of either kind each: at least {2 * team.size} by --batch"
+            )
         prepared = prepare(config, places, team, progress)
         begun = config.to_manifest() | {"begun_with": begun_with(prepared, places)}
         if places.resume:

@@ -152,6 +152,7 @@ def fit(stage: Stage, examples: Examples, run: Run) -> None:
             stage.before_step(done)
             key = (config.seed, stage.name, standing.epoch, standing.done)
             loss, text = take_step(stage, module, rows, images, key, done, run)
+            team.average_statistics(module)
             stage.after_step()
             standing.losses.append(loss)
             standing.done += 1
@@ -161,7 +162,6 @@ def fit(stage: Stage, examples: Examples, run: Run) -> None:
                 saved = time.monotonic()
         _end_epoch(stage, standing, run)
     stage.keep(standing.kept_weights)
-    team.unite(run.network)  # batch statistics are each process's own
     run.progress.note(f"{stage.name}: kept as after epoch {standing.kept_epoch}")
 
 
