@@ -1,6 +1,8 @@
 """The loop: resuming after a kill, several processes, parts of a batch, and what ends a run."""
 
 import csv
+import errno
+import io
 import os
 import signal
 import socket
@@ -20,7 +22,7 @@ from synthetic_sets import write_nih
 
 from nemt_dicom.errors import TrainingError
 from trainer import explanation, train
-from trainer.checkpoint import CheckpointFile
+from trainer.checkpoint import CheckpointFile, Standing
 from trainer.cli import main
 from trainer.config import TrainingConfig
 from trainer.datasets import find_cases
@@ -453,6 +455,42 @@ class Scripted:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None: ...
+
+
+def test_no_epoch_to_keep_ends_the_run() -> None:
+    team = Team(rank=0, size=1, device=torch.device("cpu"))
+    bare = Run.bare(TrainingConfig(batch=4), torch.nn.Linear(1, 1), team)  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="no epoch of the classifier"):
+        train.fit(Scripted((float("nan"), float("inf")), 0.0), Numbered(), bare)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["write", "fsync"])
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    file = CheckpointFile(tmp_path / "checkpoint.pt")
+    states = {"network": {"weight": torch.zeros(1000, 1000)}}
+    file.save(Standing(stage="first"), [], states)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Full(io.RawIOBase):
+        fileno = writable = lambda _: True
+        write = full
+
+    with monkeypatch.context() as patch:
+        if where == "write":
+            patch.setattr(Path, "open", lambda *_: Full())
+        else:
+            patch.setattr(os, "fsync", full)
+        with pytest.raises(TrainingError, match=r"checkpoint\.pt cannot be written") as raised:
+            file.save(Standing(stage="second"), [], states)
+    for text in ("No space left on device", "MiB are free", "--resume"):
+        assert text in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    standing, _, _ = file.load() or pytest.fail("no file")
+    assert standing.stage == "first"
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ class Team:
         """
         places = np.arange(len(rows))
         dealt = np.concatenate([places[::2], places[1::2]])
-        return rows[np.sort(dealt[self.rank :: self.size])]
+        own: NDArray[np.intp] = np.sort(dealt[self.rank :: self.size])
+        return rows[own]
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module, its gradients averaged over all processes; see `average_statistics`."""
@@ -83,7 +84,8 @@ class Team:
             return
         summed = torch.cat(own)
         distributed.all_reduce(summed)
-        for value, mean in zip(own, summed.div(self.size).split([len(v) for v in own]), strict=True):
+        means = torch.split(summed / self.size, [len(value) for value in own])
+        for value, mean in zip(own, means, strict=True):
             value.copy_(mean)
 
     def total(self, value: Tensor) -> float:

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,11 +23,13 @@ from .evaluate import evaluate
 from .memory import keep_memory
 from .others import read_others
 from .plan import MEAN_OF_BOXES, Evaluation, Plan, known_methods
+from .precision import require_device
 from .progress import Progress
 from .publish import publish
 from .relabelled import label_randomisation
 from .result_report import write_comparison, write_report
 from .result_tables import differences_table, figures_table, paper_table, time_table
+from .seen import require_unseen
 from .tables import SPLITS
 
 DESCRIPTION = """\
@@ -121,7 +124,8 @@ def _shared(parser: argparse.ArgumentParser) -> None:
         "--split",
         default="test",
         choices=SPLITS,
-        help="which images (default: test; all where the data have no split)",
+        help="which images (default: test, of patients whom the bundle has not seen; all where "
+        "the data have no split)",
     )
     parser.add_argument("--resume", action="store_true", help="--out is there already: go on")
     parser.add_argument(
@@ -156,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        require_device(options.device)
         _require_place(options.out, resume=options.resume)
         with Bars(Console(stderr=True)) as progress:
             text = _compare(options, progress) if comparing else _evaluate(options, progress)
@@ -236,6 +241,9 @@ def _dataset(bundle: Bundle, options: argparse.Namespace, progress: Progress) ->
         trained_on=manifest.data["sources"],
         skip_bad=options.skip_bad,
     )
+    if options.split == "test":
+        unsure = require_unseen(bundle, [case for case in dataset.cases if case.split == "test"])
+        dataset = replace(dataset, notes=(*dataset.notes, *unsure))
     for note in dataset.notes:
         progress.note(note)
     return dataset

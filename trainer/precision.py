@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from nemt_dicom.errors import TrainingError
+
 
 def has_bfloat16(device: str) -> bool:
     """Whether the processor has instructions of its own for bfloat16.
@@ -19,6 +21,12 @@ def has_bfloat16(device: str) -> bool:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
+
+
+def require_device(device: str) -> None:
+    """Raises `TrainingError` for "cuda" where there is no GPU."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("--device cuda: PyTorch finds no GPU here; leave it out for the CPU")
 
 
 @contextmanager
