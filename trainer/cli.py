@@ -54,7 +54,6 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
         if names in group:
             group[names] = tuple(n.strip() for n in group[names].split(",") if n.strip())
     places.setdefault("cache", default_cache())
-    require_device(given.get("device", TrainingConfig.device))
     _require_of_the_target_model(places, given)
     if "target_model" in places and places["target_model"].is_dir():
         kept = RECIPE - SERVED_OTHERWISE if places.get("keep_module") else {*OF_THE_TARGET_MODEL}
@@ -112,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         config, places, task = read_arguments(arguments)
+        require_device(config.device)
         with Bars(console) if first else _Nobody() as progress:
             if task == "dry_run":
                 text = dry_run(config, places, progress)
