@@ -6,6 +6,7 @@ is present and says something else does.
 
 import re
 from typing import Any
+from unicodedata import combining, normalize
 
 from pydicom import Dataset
 from pydicom.uid import (
@@ -30,9 +31,29 @@ CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "TORACE", "LUNG")
 CHEST_CODES = frozenset({"51185008", "43799004", "39607008", "T-D3000", "T-28000"})
 """Thorax, thoracic cavity and lung: SNOMED CT and SNOMED-RT."""
 
-NON_FRONTAL_VIEWS = frozenset(
-    {"LL", "RL", "LAT", "LLAT", "RLAT", "LATERAL", "LAO", "RAO", "LPO", "RPO", "LLO", "RLO"}
+OBLIQUE_WORD = re.compile(r"LAO|RAO|LPO|RPO|LLO|RLO|OBL|[A-Z]*OBLI[A-Z]*")
+LATERAL_WORD = re.compile(
+    r"LL|RL|LAT[A-Z]*|(?!BILAT|FLAT$)[A-Z]*LAT(?:ERAL[A-Z]*)?|(?:PROFIL|PERFIL|SEITL|SAGIT)[A-Z]*"
 )
+"""Words for a view from the side, in several languages. FLAT (supine) and BILAT are none."""
+NON_FRONTAL_CODES = frozenset(
+    {
+        *("30730003", "G-A145", "399325008", "R-10254"),  # sagittal
+        *("399067008", "R-102CD", "399173006", "R-10236", "399198007", "R-10232"),  # lateral
+        *("399260004", "R-10224", "399352003", "R-10228"),  # medio-lateral, latero-medial
+        *("399182000", "R-102C1", "399184004", "R-10238", "399236003", "R-10234"),  # oblique
+        *("399135007", "R-10220", "399356000", "R-40985"),  # anterior oblique
+        *("399006002", "R-10212", "399038007", "R-10210"),  # posterior oblique
+        *("399312000", "R-10208", "399059000", "R-10216"),  # AP and PA oblique
+        *("399160007", "R-10204"),  # frontal oblique
+        *("260427002", "R-40783", "260426006", "R-40782"),  # lateral or medial oblique
+        *("399368009", "R-10226", "399099002", "R-10230"),  # medio-lateral oblique and back
+        *("399004004", "R-10246", "399132005", "R-10252"),  # oblique axial
+        *("399225005", "R-10250", "399288005", "R-10248"),  # oblique caudo-cranial and back
+    }
+)
+"""Lateral and oblique views of PS3.16 CID 4010: SNOMED CT and SNOMED-RT."""
+
 UNCOMPRESSED_PREDECESSOR = "121320"
 
 
@@ -124,15 +145,33 @@ def _body_part(dataset: Dataset) -> None:
 
 
 def _view(dataset: Dataset) -> None:
-    view = str(dataset.get("ViewPosition") or "").upper()
-    if set(re.split(r"[^A-Z]+", view)) & NON_FRONTAL_VIEWS and "DECUB" not in view:
+    view = str(dataset.get("ViewPosition") or "")
+    if not _may_be_frontal(view):
         raise Refused(Reason.LATERAL_VIEW, f"ViewPosition is {_shown(view)}")
     for item in dataset.get("ViewCodeSequence") or ():
-        meaning = str(item.get("CodeMeaning") or "").lower()
-        if ("lateral" in meaning and "decubitus" not in meaning) or "oblique" in meaning:
+        meaning = str(item.get("CodeMeaning") or "")
+        coded = str(item.get("CodeValue") or "").strip() in NON_FRONTAL_CODES
+        if (coded and not _is_decubitus(meaning)) or not _may_be_frontal(meaning):
             raise Refused(Reason.LATERAL_VIEW, "ViewCodeSequence is not a frontal view")
     if {text[:1] for text in _texts(dataset.get("PatientOrientation"))} & {"A", "P"}:
         raise Refused(Reason.LATERAL_VIEW, "PatientOrientation is not a frontal view")
+
+
+def _may_be_frontal(view: str) -> bool:
+    """Whether no word of `view` names another view; a lateral decubitus is taken from the front."""
+    words = re.findall("[A-Z]+", _plain(view))
+    if any(OBLIQUE_WORD.fullmatch(word) for word in words):
+        return False
+    return _is_decubitus(view) or not any(LATERAL_WORD.fullmatch(word) for word in words)
+
+
+def _is_decubitus(view: str) -> bool:
+    return "DECUB" in _plain(view)
+
+
+def _plain(text: str) -> str:
+    """Upper case, without accents."""
+    return "".join(c for c in normalize("NFKD", text.upper()) if not combining(c))
 
 
 def _patient(dataset: Dataset, settings: InputSettings) -> None:

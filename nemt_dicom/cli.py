@@ -3,7 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from rich.table import Table
 
 from nemt_dicom import __version__
 from nemt_dicom.config import Settings, load_settings
-from nemt_dicom.errors import ConfigError, NemtError, Refused, StateInUse
+from nemt_dicom.errors import ConfigError, NemtError, Refused, StateError, StateInUse
+from nemt_dicom.log import instance_name
 
 EXIT_OK, EXIT_FAILED, EXIT_TEMPORARY, EXIT_CONFIG, EXIT_INTERRUPTED = 0, 1, 75, 78, 130
 """EX_TEMPFAIL and EX_CONFIG of sysexits.h, SIGINT as a shell counts it; argparse exits with 2."""
@@ -90,16 +92,30 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
 
     jobs = commands.add_parser("jobs", help="what was received and what became of it")
-    kinds = jobs.add_subparsers(required=True, metavar="list|show")
+    kinds = jobs.add_subparsers(required=True, metavar="list|show|retry")
     listing = kinds.add_parser("list", help="one line an instance, oldest first")
     _add_config(listing)
     listing.add_argument("--json", action="store_true", help="an array for programs")
     listing.set_defaults(run=_jobs_list)
     show = kinds.add_parser("show", help="one instance: evidence, outputs, deliveries")
-    show.add_argument("sop_instance_uid", metavar="SOP_INSTANCE_UID")
+    show.add_argument("key", metavar="SOP_INSTANCE_UID", help="or the name the log gives it")
     _add_config(show)
-    show.add_argument("--json", action="store_true", help="an object for programs")
+    show.add_argument("--json", action="store_true", help="an array for programs")
     show.set_defaults(run=_jobs_show)
+    retry = kinds.add_parser(
+        "retry", help="explain what is dead again, send what was given up or never sent"
+    )
+    which = retry.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "keys",
+        nargs="*",
+        default=[],
+        metavar="SOP_INSTANCE_UID",
+        help="or the name the log gives it",
+    )
+    which.add_argument("--all", action="store_true", help="every instance")
+    _add_config(retry)
+    retry.set_defaults(run=_jobs_retry)
 
     check = commands.add_parser("check-config", help="validate a configuration file")
     check.add_argument("file", type=Path, metavar="FILE")
@@ -245,11 +261,12 @@ def _distinct_names(files: Sequence[Path]) -> list[str]:
 
 
 def _jobs_list(options: argparse.Namespace) -> int:
-    instances = _read_store(options)
+    with _store(options) as store:
+        instances = store.instances()
     if options.json:
-        print(json.dumps([_as_json(instance) for instance in instances], indent=2))
+        _print_json(instances)
         return EXIT_OK
-    table = Table("received (UTC)", "SOP Instance UID", "state", "reason", "p", "delivered")
+    table = _table("received (UTC)", "SOP Instance UID", "state", "reason", "p", "delivered")
     for instance in instances:
         probability = (instance.summary or {}).get("probability")
         sent = sum(delivery.state == "sent" for delivery in instance.deliveries)
@@ -261,27 +278,27 @@ def _jobs_list(options: argparse.Namespace) -> int:
             "" if probability is None else f"{probability:.3f}",
             f"{sent}/{len(instance.deliveries)}" if instance.deliveries else "",
         )
-    _plain().print(table)
+    _whole().print(table)
     return EXIT_OK
 
 
 def _jobs_show(options: argparse.Namespace) -> int:
-    found = _read_store(options, options.sop_instance_uid)
-    if not found:
-        raise NemtError(f"no instance {options.sop_instance_uid} in this state folder")
+    with _store(options) as store:
+        found = store.instances(sop_instance_uid=_find(store, options.key))
     if options.json:
-        print(json.dumps([_as_json(instance) for instance in found], indent=2))
+        _print_json(found)
         return EXIT_OK
-    console = _plain()
+    console = _whole()
     for instance in found:
-        table = Table(show_header=False)
+        table = _table("", "")
+        table.show_header = False
         for key, value in _as_json(instance).items():
             if key not in {"deliveries", "evidence"} and value is not None:
                 table.add_row(key, str(value))
         for key, value in (instance.summary or {}).items():
             table.add_row(key, str(value))
         console.print(table)
-        deliveries = Table("destination", "object", "UID", "state", "attempts", "last answer")
+        deliveries = _table("destination", "object", "UID", "state", "attempts", "last answer")
         for d in instance.deliveries:
             answer = " ".join(text for text in (d.status, d.detail) if text)
             deliveries.add_row(
@@ -292,24 +309,75 @@ def _jobs_show(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _jobs_retry(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    configured = [destination.name for destination in settings.resolved_destinations()]
+    with _store(options) as store:  # a reader: it makes no database where there is none
+        uids = None if options.all else [_find(store, key) for key in options.keys]
+        others = store.destinations() - set(configured)
+    if others and not settings.destinations:
+        raise NemtError(
+            f"results were for {', '.join(sorted(others))}, and these settings name no "
+            "destination: give the service's own with --config"
+        )
+    with _store(options, read_only=False) as store:
+        done = store.retry(uids, configured)
+    print(f"instances queued again: {done.queued}")
+    print(f"deliveries tried again: {done.pending}")
+    print(f"deliveries added: {done.added}")
+    if done.held:
+        print(f"instances left dead, their UID came with other content: {done.held}")
+    for name, count in done.left.items():
+        print(f"deliveries left, destination {name} is not configured: {count}")
+    return EXIT_OK
+
+
 def _plain() -> Console:
     """A console that shows text as it is: what others wrote must not be read as markup."""
     return Console(highlight=False, markup=False)
 
 
-def _read_store(options: argparse.Namespace, sop_instance_uid: str | None = None) -> list[Any]:
+def _whole() -> Console:
+    """As `_plain`, but for another program, not a terminal, no line is broken."""
+    width = None if sys.stdout.isatty() else 10_000
+    return Console(highlight=False, markup=False, width=width)
+
+
+def _table(*headers: str) -> Table:
+    """A table that folds what is too long and never cuts it."""
+    table = Table()
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table
+
+
+def _print_json(instances: Sequence[Any]) -> None:
+    _whole().out(json.dumps([_as_json(instance) for instance in instances], indent=2))
+
+
+@contextmanager
+def _store(options: argparse.Namespace, *, read_only: bool = True) -> Iterator[Any]:
     from nemt_dicom.store import Store  # noqa: PLC0415
 
-    store = Store(_settings(options).state.dir, read_only=True)
+    state_dir = _settings(options).state.dir
     try:
-        return store.instances(sop_instance_uid=sop_instance_uid)
-    finally:
-        store.close()
+        with closing(Store(state_dir, read_only=read_only)) as store:
+            yield store
+    except OSError as error:
+        raise StateError(f"state folder {state_dir}: {error.strerror}") from error
+
+
+def _find(store: Any, key: str) -> str:
+    uid: str | None = store.find(key)
+    if uid is None:
+        raise NemtError(f"no instance {key} in this state folder")
+    return uid
 
 
 def _as_json(instance: Any) -> dict[str, Any]:
     return {
         "sop_instance_uid": instance.sop_instance_uid,
+        "name": instance_name(instance.sop_instance_uid),
         "sop_class_uid": instance.sop_class_uid,
         "state": instance.state.value,
         "reason": instance.reason,

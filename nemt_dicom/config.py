@@ -44,6 +44,19 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _host(value: str) -> str:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        try:
+            encoded = value.encode("idna")
+        except UnicodeError:
+            encoded = b""
+        if not re.fullmatch(rb"[A-Za-z0-9_.-]+", encoded):
+            raise ValueError("a host name or an IP address") from None
+    return value
+
+
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -72,11 +85,15 @@ class ListenerSettings(Section):
     allowed_calling_ae_titles: tuple[AETitle, ...] = ()
     """Empty: any, and then only on a loopback address."""
     max_associations: Annotated[int, Field(ge=1, le=200)] = 16
+    max_associations_per_address: Annotated[int, Field(ge=1, le=200)] = 12
+    """Connections from one IP address; fewer than `max_associations`, or one peer can take all."""
     max_pdu: Annotated[int, Field(ge=4096, le=1048576)] = 131072
     max_object_mb: Annotated[int, Field(ge=1, le=2048)] = 512
     acse_timeout_s: Seconds = 30
     dimse_timeout_s: Seconds = 30
     network_timeout_s: Seconds = 60
+    pdu_timeout_s: Seconds = 15
+    """Within this a PDU must be whole, from its first byte to its last."""
     min_free_mb: Annotated[int, Field(ge=0)] = 1024
     """Below this much free space in the state folder, C-STORE answers 0xA700."""
 
@@ -130,14 +147,17 @@ class DicomDestination(Section):
 
     kind: Literal["dicom"]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
-    host: Annotated[str, Field(min_length=1)]
+    host: Annotated[str, AfterValidator(_host)]
     port: Port
     ae_title: AETitle
     calling_ae_title: AETitle = "NEMT"
 
 
 class FolderDestination(Section):
-    """A folder that outputs are written to, `<StudyInstanceUID>/<SOPInstanceUID>.dcm`."""
+    """A folder that outputs are written to, `<StudyInstanceUID>/<SOPInstanceUID>.dcm`.
+
+    It must exist: one that does not is a share that is not mounted, and is waited for.
+    """
 
     kind: Literal["folder"]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
@@ -148,15 +168,17 @@ Destination = Annotated[DicomDestination | FolderDestination, Field(discriminato
 
 
 class DeliverySettings(Section):
-    """How outputs are sent. Connection errors are tried again for ever, with growing pauses."""
+    """How outputs are sent. All but a rejection of the object itself is tried again for ever."""
 
     connect_timeout_s: Seconds = 10
     dimse_timeout_s: Seconds = 30
     idle_close_s: Seconds = 10
     retry_first_s: Seconds = 5
     retry_longest_s: Seconds = 300
-    max_rejections: Annotated[int, Field(ge=1, le=100)] = 3
-    """Attempts before an object that a destination rejects becomes a dead letter."""
+    max_rejections: Annotated[int, Field(ge=1, le=100)] = 10
+    """Rejections that make an object a dead letter. From the second on, `retry_longest_s` lies
+    between them, so that no outage of a few minutes makes one.
+    """
 
 
 def default_state_dir(env: Mapping[str, str] = os.environ) -> Path:
@@ -197,7 +219,12 @@ class Settings(Section):
         """The destinations, or the folder `results` in the state folder where none is given."""
         if self.destinations:
             return self.destinations
-        return (FolderDestination(kind="folder", name="results", path=self.state.dir / "results"),)
+        return (FolderDestination(kind="folder", name="results", path=self.own_results),)
+
+    @property
+    def own_results(self) -> Path:
+        """The folder in the state folder that the service makes for results by itself."""
+        return self.state.dir / "results"
 
 
 def load_settings(

@@ -26,13 +26,15 @@ class Database:
     def __init__(self, path: Path, *, schema: str, version: int, read_only: bool = False) -> None:
         """Opens the file; creates it with `schema` where it is missing, unless `read_only`.
 
-        Raises `StateError` where it is missing, damaged or of a later `version`.
+        Raises `StateError` where it is missing, damaged, of a later `version` or cannot be opened.
         """
         self.path = path
         self._lock = threading.RLock()
-        if read_only and not path.exists():
-            raise StateError(f"{path} does not exist: no service has run with this state folder")
         try:
+            if read_only and not path.exists():
+                raise StateError(
+                    f"{path} does not exist: no service has run with this state folder"
+                )
             with _translated(path):
                 self._connection = _connect(path, read_only=read_only)
                 found = self.rows("PRAGMA user_version")[0][0]
@@ -42,8 +44,11 @@ class Database:
                     self.execute(
                         f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {version}; COMMIT"
                     )
-        except (OSError, apsw.CantOpenError) as error:
-            raise StateError(f"{path}: cannot be opened: {error}") from error
+        except apsw.ReadOnlyError as error:  # even a reader writes the index of the log beside it
+            raise StateError(f"{path}: cannot be opened: its folder is not writable") from error
+        except (OSError, apsw.Error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise StateError(f"{path}: cannot be opened: {reason}") from error
 
     def close(self) -> None:
         with self._lock:

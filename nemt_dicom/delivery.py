@@ -1,8 +1,9 @@
 """The sending process: one queue for each destination, none waiting for another.
 
-What is sent are the stored bytes, every time. A destination that cannot be reached is tried for
-ever, one output as the probe, with growing random pauses; an output that it rejects becomes a dead
-letter after a few attempts while the others flow on.
+What is sent are the stored bytes, every time, and only where they are what was stored. A
+destination that cannot be reached is tried for ever, one output as the probe, with growing random
+pauses. An output that it does not take is tried again while the others flow on: for ever where the
+destination is not up to it, and where it rejects the object itself until that is a dead letter.
 """
 
 import logging
@@ -13,9 +14,9 @@ from functools import partial
 
 from nemt_dicom.child import Life
 from nemt_dicom.config import DeliverySettings, Settings
-from nemt_dicom.errors import StateError
+from nemt_dicom.errors import DamagedBlob, StateError
 from nemt_dicom.log import describe_error, instance_name
-from nemt_dicom.records import Parcel
+from nemt_dicom.records import Parcel, StoredOutput
 from nemt_dicom.sender import Answer, Outcome, Sender, configure_libraries, make_sender
 from nemt_dicom.spool import Spool
 from nemt_dicom.store import Store
@@ -38,7 +39,7 @@ class Courier:
         self._settings = settings
         self._spool = spool
         self._store = store
-        self._failures = 0  # attempts in a row that the destination has not answered
+        self._failures = 0  # attempts in a row in which the destination was not there
 
     def run(self, stop: threading.Event) -> None:
         """Sends what is due until `stop` is set."""
@@ -63,50 +64,77 @@ class Courier:
         )
         if parcel is None:
             return None
-        path = self._spool.path(parcel.output.blob)
-        if path.exists():
-            outcome = self._sender.send(parcel.output, path)
-        else:
-            outcome = Outcome(answer=Answer.REJECTED, detail="its bytes are missing in the spool")
-        return self._settle(parcel, outcome)
+        return self._settle(parcel, self._attempt(parcel.output))
+
+    def _attempt(self, output: StoredOutput) -> Outcome:
+        try:
+            self._spool.read(output.blob)  # verified here; the sender finds them in memory
+        except FileNotFoundError:
+            return Outcome(answer=Answer.LOST, detail="its bytes are missing in the spool")
+        except DamagedBlob as error:
+            return Outcome(answer=Answer.LOST, detail=str(error))
+        except OSError as error:
+            detail = f"its bytes cannot be read: {error.strerror}"
+            return Outcome(answer=Answer.LATER, detail=detail)
+        try:
+            return self._sender.send(output, self._spool.path(output.blob))
+        except Exception as error:  # noqa: BLE001 (one output must not hold up the others)
+            return Outcome(answer=Answer.LATER, detail=describe_error(error))
 
     def _settle(self, parcel: Parcel, outcome: Outcome) -> float:
-        name = instance_name(parcel.output.sop_instance_uid)
-        status, detail = outcome.status, outcome.detail or ""
-        LOGGER.log(
-            logging.INFO if outcome.answer is Answer.SENT else logging.WARNING,
-            "%s %s to %s: %s %s",
-            parcel.output.kind,
-            name,
-            self.name,
-            outcome.answer.name.lower(),
-            status or "",
-        )
+        self._log(parcel, outcome)
+        if outcome.answer is Answer.UNREACHABLE:
+            # It says nothing about the output: that stays first, as the probe.
+            self._failures += 1
+            self._postpone(parcel, outcome, 0)
+            return self.backoff(self._failures - 1)
+        self._failures = 0
         if outcome.answer is Answer.SENT:
-            self._failures = 0
-            self._store.sent(parcel, status=status, detail=outcome.detail)
-            return 0
-        if outcome.answer is Answer.REJECTED:
-            self._failures = 0
-            if parcel.rejections + 1 >= self._settings.max_rejections:
-                self._store.give_up(parcel, status=status, detail=detail)
-            else:
-                self._postpone(parcel, outcome, self.backoff(parcel.rejections))
-            return 0
-        self._failures += 1
-        # A destination that is away says nothing about the output: it stays first, as the probe.
-        away = outcome.answer is Answer.UNREACHABLE
-        self._postpone(parcel, outcome, 0 if away else self.backoff(parcel.attempts))
-        return self.backoff(self._failures - 1)
+            self._store.sent(parcel, status=outcome.status, detail=_kept(outcome) or None)
+        elif self._is_final(parcel, outcome):
+            self._store.give_up(parcel, status=outcome.status, detail=_kept(outcome))
+        elif outcome.answer is Answer.REJECTED:
+            self._postpone(parcel, outcome, self.rejection_pause(parcel.rejections))
+        else:
+            self._postpone(parcel, outcome, self.backoff(parcel.attempts))
+            return self.backoff(0)  # gentle to the destination, yet others hardly wait
+        return 0
+
+    def _is_final(self, parcel: Parcel, outcome: Outcome) -> bool:
+        """Whether the delivery ends as a dead letter."""
+        rejected = outcome.answer is Answer.REJECTED
+        return outcome.answer is Answer.LOST or (
+            rejected and parcel.rejections + 1 >= self._settings.max_rejections
+        )
+
+    def _log(self, parcel: Parcel, outcome: Outcome) -> None:
+        output = f"{parcel.output.kind} {instance_name(parcel.output.sop_instance_uid)}"
+        words = (outcome.answer.name.lower(), outcome.status, outcome.detail)
+        text = f"{output} to {self.name}: {' '.join(word for word in words if word)}"
+        if self._is_final(parcel, outcome):
+            LOGGER.error("%s; it is a dead letter, `nemt-dicom jobs retry` sends it again", text)
+        else:
+            LOGGER.log(
+                logging.INFO if outcome.answer is Answer.SENT else logging.WARNING, "%s", text
+            )
 
     def _postpone(self, parcel: Parcel, outcome: Outcome, pause: float) -> None:
         self._store.postpone(
             parcel,
             status=outcome.status,
-            detail=outcome.detail or "",
+            detail=_kept(outcome),
             retry_at=time.time() + pause if pause else 0,
             rejected=outcome.answer is Answer.REJECTED,
         )
+
+    def rejection_pause(self, rejections: int) -> float:
+        """Seconds to wait after a rejection and `rejections` earlier ones.
+
+        Short once, then long: the destination may be what is at fault, and a dead letter is final.
+        """
+        longest = self._settings.retry_longest_s
+        pause = longest if rejections else min(longest, self._settings.retry_first_s)
+        return pause * random.uniform(0.8, 1)  # noqa: S311 (no secret)
 
     def backoff(self, failures: int) -> float:
         """Seconds to wait after `failures` earlier ones: growing, with full jitter."""
@@ -122,6 +150,11 @@ class Courier:
                 return
 
 
+def _kept(outcome: Outcome) -> str:
+    """What the database keeps of an outcome: our words, then the peer's."""
+    return ": ".join(text for text in (outcome.detail, outcome.comment) if text)
+
+
 def run_delivery(settings: Settings, life: Life) -> None:
     """The delivery process, until it is told to stop."""
     configure_libraries()
@@ -130,7 +163,7 @@ def run_delivery(settings: Settings, life: Life) -> None:
     threads = []
     for destination in settings.resolved_destinations():
         syntaxes = partial(store.pending_syntaxes, destination.name)
-        sender = make_sender(destination, settings.delivery, syntaxes)
+        sender = make_sender(destination, settings, syntaxes)
         courier = Courier(
             destination.name, sender, settings=settings.delivery, spool=spool, store=store
         )

@@ -218,6 +218,7 @@ def _service(folder: Path, pacs_port: int, bundle: Path | None) -> Iterator[_Ser
         "NEMT_STATE__DIR": str(folder),
         "NEMT_LISTENER__PORT": str(port),
         "NEMT_LISTENER__MIN_FREE_MB": "0",
+        "NEMT_DELIVERY__MAX_REJECTIONS": "1",  # who watches is told at once
         "NEMT_EXPLANATION__EXPLAIN_BELOW_THRESHOLD": "true",
         "NEMT_DESTINATIONS": json.dumps([destination]),
     }

@@ -15,15 +15,12 @@ from typing import Any
 
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.sr.coding import CodedConcept
-from pydicom import DataElement, Dataset
-from pydicom.config import RAISE
-from pydicom.datadict import dictionary_VR, keyword_dict
-from pydicom.sequence import Sequence
-from pydicom.valuerep import DSfloat, validate_value
+from pydicom import Dataset
 
 from nemt_dicom import __version__
 from nemt_dicom.config import OutputSettings
 from nemt_dicom.explanation import Explanation
+from nemt_dicom.repair import UNUSABLE, UTF_8, character_set, comes_back, copied
 
 NEMT_NAMESPACE = uuid.UUID("6d8e2b4c-0f5a-5c1e-9a53-1d0b7c4e8f21")
 
@@ -71,6 +68,15 @@ COPIED = (
     "BurnedInAnnotation",
 )
 """The whole list of what outputs take over from the source."""
+
+CHEST_PARTS = frozenset(
+    {
+        *("CHEST", "CHESTABDOMEN", "CHESTABDPELVIS"),
+        *("NECKCHEST", "NECKCHESTABDOMEN", "NECKCHESTABDPELV"),
+    }
+)
+"""Body parts of PS3.16 Annex L that have no side. With another, dciodvfy asks for Laterality (PS3.3
+C.7.3.1, type 2C), and outputs say CHEST: it is what the image was admitted as."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +133,12 @@ class Origin:
 
     @property
     def instance_number(self) -> int:
-        """As the source's, 1 where it has none."""
+        """As the source's; 1 where it has none that is above 0 and fits an IS (PS3.5 6.2)."""
         try:
-            return max(1, int(self.source.get("InstanceNumber") or 1))
-        except (TypeError, ValueError):
+            number = int(self.source.get("InstanceNumber") or 1)
+        except UNUSABLE:
             return 1
+        return number if 0 < number < 2**31 else 1
 
     def moment(self) -> datetime:
         """The time of receipt in the time zone that the object's times are in (PS3.3 C.12.1)."""
@@ -142,19 +149,21 @@ def reference(source: Dataset) -> Dataset:
     """The copied attributes of the source, repaired: what outputs are built from.
 
     Values that are invalid for their VR are repaired (`51` -> `051Y`, `1995.07.20` ->
-    `19950720`) or left out.
+    `19950720`) or left out, as are those that make no sense. How text in an unknown character
+    set is treated: `repair.character_set`.
     """
     clean = Dataset()
+    terms, ascii_only = character_set(_received(source, "SpecificCharacterSet"))
     for keyword in COPIED:
-        value = source.get(keyword)
-        if value is None or (keyword == "BurnedInAnnotation" and value != "YES"):
+        if keyword == "SpecificCharacterSet":
             continue
-        if isinstance(value, Sequence):
-            setattr(clean, keyword, [_without_private(item) for item in value])
-            continue
-        repaired = _repaired(dictionary_VR(keyword_dict[keyword]), value)
-        if repaired is not None:
-            setattr(clean, keyword, repaired)
+        value = copied(keyword, _received(source, keyword), ascii_only=ascii_only)
+        if value is not None and _makes_sense(keyword, value):
+            setattr(clean, keyword, value)
+    if terms:
+        clean.SpecificCharacterSet = terms
+        if not comes_back(clean):
+            clean.SpecificCharacterSet = UTF_8
     for keyword in TYPE_2:
         if keyword not in clean:
             setattr(clean, keyword, "")
@@ -162,11 +171,53 @@ def reference(source: Dataset) -> Dataset:
         setattr(clean, keyword, str(source[keyword].value))
     clean.Modality = str(source.get("Modality") or "OT")
     clean.Rows, clean.Columns = int(source.Rows), int(source.Columns)
-    if clean.get("LossyImageCompression") != "01":
-        for keyword in ("Compression", "CompressionRatio", "CompressionMethod"):
-            if f"LossyImage{keyword}" in clean:
-                delattr(clean, f"LossyImage{keyword}")
+    if "LossyImageCompression" not in clean:
+        remove(clean, "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+    if "FrameOfReferenceUID" not in clean:
+        remove(clean, "PositionReferenceIndicator")
+    elif "PositionReferenceIndicator" not in clean:
+        clean.PositionReferenceIndicator = ""
     return clean
+
+
+def _received(source: Dataset, keyword: str) -> Any:
+    """The value as pydicom reads it, None where it cannot."""
+    try:
+        return source.get(keyword)
+    except UNUSABLE:
+        return None
+
+
+def _makes_sense(keyword: str, value: Any) -> bool:
+    """Whether a valid value is one that this attribute can have in an output.
+
+    PatientSex: PS3.3 C.7.1.1. BodyPartExamined: see `CHEST_PARTS`. PatientOrientation: two
+    directions, C.7.6.1.1.1.
+    """
+    match keyword:
+        case "PatientSex":
+            return value in {"M", "F", "O"}
+        case "BodyPartExamined":
+            return value in CHEST_PARTS
+        case "LossyImageCompression":
+            return bool(value == "01")
+        case "BurnedInAnnotation":
+            return bool(value == "YES")
+        case "PatientOrientation":
+            return value[0] != value[1] and all(map(_is_direction, value))
+        case _:
+            return True
+
+
+def _is_direction(text: str) -> bool:
+    """Whether `text` is a direction in the patient: at most one letter of each axis."""
+    axes = [axis for letter in text for axis in ("LR", "AP", "HF") if letter in axis]
+    return len(text) == len(axes) == len(set(axes)) > 0
+
+
+def remove(dataset: Dataset, *keywords: str) -> None:
+    for keyword in keywords:
+        dataset.pop(keyword, None)
 
 
 def pixel_spacing(source: Dataset) -> tuple[float, float] | None:
@@ -176,11 +227,6 @@ def pixel_spacing(source: Dataset) -> tuple[float, float] | None:
     except (AttributeError, TypeError, ValueError):
         return None
     return (rows, columns) if min(rows, columns) >= 0.001 and max(rows, columns) <= 100 else None
-
-
-def decimal(value: float) -> DSfloat:
-    """A DS value of 16 characters at most (PS3.5 6.2), true to 1 part in 10^10."""
-    return DSfloat(f"{value:.10g}")
 
 
 def equipment(explanation: Explanation) -> dict[str, Any]:
@@ -243,7 +289,7 @@ def finish(dataset: Dataset, origin: Origin, clean: Dataset) -> None:
     dataset.SeriesDescription = series_description(origin.explanation.provenance.target)
     if "BodyPartExamined" not in dataset:
         dataset.BodyPartExamined = "CHEST"
-    if "PatientOrientation" not in dataset:
+    if "PatientOrientation" not in clean:
         dataset.PatientOrientation = ""
     dataset.DerivationDescription = describe(origin.explanation)
     dataset.DerivationCodeSequence = [SEGMENTATION]
@@ -283,55 +329,6 @@ def _contribution(explanation: Explanation) -> Dataset:
     item.SoftwareVersions = [__version__, f"bundle {_bundle_version(explanation)}"]
     item.ContributionDescription = f"Explanation of a classifier's output. {DISCLAIMER}"
     return item
-
-
-def _without_private(item: Dataset) -> Dataset:
-    """A copy of a sequence item with standard, valid attributes only."""
-    copy = Dataset()
-    for element in item:
-        if element.tag.is_private:
-            continue
-        if element.VR == "SQ":
-            copy.add(DataElement(element.tag, "SQ", [_without_private(i) for i in element.value]))
-        elif (value := _repaired(element.VR, element.value)) is not None:
-            copy.add(DataElement(element.tag, element.VR, value))
-    return copy
-
-
-def _repaired(vr: str, value: Any) -> Any:
-    """A value that is valid for its VR (PS3.5 6.2), or None."""
-    text = str(value).strip() if isinstance(value, str) else value
-    if (
-        vr == "AS"
-        and isinstance(text, str)
-        and (match := re.fullmatch(r"(\d{1,3})([DWMY]?)", text))
-    ):
-        text = f"{int(match[1]):03d}{match[2] or 'Y'}"
-    elif vr == "DA" and isinstance(text, str):
-        text = text.replace(".", "")
-    elif vr == "TM" and isinstance(text, str):
-        text = text.replace(":", "")
-    elif vr == "DS" and text not in ("", None):
-        try:
-            numbers = [decimal(float(n)) for n in (text if _is_multi(text) else [text])]
-        except (TypeError, ValueError, OverflowError):
-            return None
-        return numbers if _is_multi(text) else numbers[0]
-    values = list(text) if _is_multi(text) else [text]
-    try:
-        for single in values:
-            validate_value(vr, single, RAISE)
-    except (ValueError, TypeError):
-        return None
-    return text
-
-
-def _is_multi(value: Any) -> bool:
-    return (
-        hasattr(value, "__iter__")
-        and not isinstance(value, str | bytes)
-        and not hasattr(value, "components")
-    )
 
 
 def _time_zone(source: Dataset) -> tzinfo | None:

@@ -6,6 +6,7 @@ NemtError
 │   └── SelfTestError  the bundle's golden image no longer gives the recorded answer
 ├── StateInUse         another service holds the state folder
 ├── StateError         the state folder or its database cannot be used
+├── DamagedBlob        a file of the spool is not what was stored
 ├── DataError          training or evaluation data are missing or contradict themselves
 ├── TrainingError      a training run cannot go on
 ├── BadOutput          an explanation holds NaN or infinity; it is never sent
@@ -37,6 +38,10 @@ class StateInUse(NemtError):
 
 class StateError(NemtError):
     """The state folder or its database cannot be used as it is."""
+
+
+class DamagedBlob(NemtError):
+    """A file of the spool does not hold the bytes that its name, their SHA-256, says."""
 
 
 class DataError(NemtError):

@@ -8,11 +8,10 @@ import logging
 import os
 import socket
 import socketserver
-import tempfile
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,7 +34,7 @@ from pydicom.uid import (
     RLELossless,
     SecondaryCaptureImageStorage,
 )
-from pynetdicom import AE, _config, evt
+from pynetdicom import AE, _config, dimse_messages, evt
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
@@ -43,6 +42,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 from nemt_dicom.child import Life
 from nemt_dicom.config import ListenerSettings, Settings
 from nemt_dicom.errors import Reason, Refused, StateError
+from nemt_dicom.incoming import IncomingFile, PduReader
 from nemt_dicom.log import describe_error, instance_name
 from nemt_dicom.receiver import Receiver, Request
 from nemt_dicom.records import Receipt
@@ -101,12 +101,32 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]
     """Answers small messages at once, and lets senders queue for a connection."""
 
     request_queue_size = 128
+    max_per_address = 0
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        # The address of each connection. One that is no longer used is closed or forgotten.
+        self._connections: WeakKeyDictionary[socket.socket, str] = WeakKeyDictionary()
+        super().__init__(*values, **named)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(self.ae.network_timeout)  # of a peer that stops inside a message
         return connection, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Takes a connection only where its address has not used up its places."""
+        address = client_address[0]
+        taken = sum(
+            peer == address and connection.fileno() != -1
+            for connection, peer in list(self._connections.items())
+        )
+        has_place = bool(taken < self.max_per_address)
+        if has_place:
+            self._connections[request] = address
+        else:
+            LOGGER.warning("closed a connection: there are %d from %s already", taken, address)
+        return has_place
 
     def stop_accepting(self) -> None:
         socketserver.TCPServer.shutdown(self)
@@ -129,6 +149,7 @@ class Listener:
     def start(self) -> None:
         """Raises `StateError` where the address cannot be bound."""
         handlers = [
+            (evt.EVT_CONN_OPEN, self._on_open),
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_REJECTED, _on_rejected),
             (evt.EVT_DATA_RECV, self._on_data),
@@ -144,6 +165,7 @@ class Listener:
                 f"cannot listen on {address[0]} port {address[1]}: {reason}; choose another port "
                 "or stop the program that uses it"
             ) from error
+        server.max_per_address = self._settings.max_associations_per_address
         self._server = server
         accept = partial(server.serve_forever, poll_interval=0.2)
         threading.Thread(target=accept, name="AcceptorServer", daemon=True).start()
@@ -157,6 +179,12 @@ class Listener:
             time.sleep(0.02)
         for association in self._ae.active_associations:
             association.abort()
+
+    def _on_open(self, event: evt.Event) -> None:
+        """Puts our own reading in the place of pynetdicom's, which trusts every peer."""
+        connection, dimse = event.assoc.dul.socket, event.assoc.dimse
+        connection.recv = PduReader(connection.socket, self._settings.pdu_timeout_s)
+        dimse.receive_primitive = partial(_receive, event.assoc, dimse.receive_primitive)
 
     def _on_store(self, event: evt.Event) -> Dataset | int:
         """Handles a C-STORE request; returns its status (PS3.7 section 9.1.1.1.9)."""
@@ -188,6 +216,8 @@ class Listener:
     def _keep(self, event: evt.Event) -> Receipt:
         if event.dataset_path is None:
             raise Refused(Reason.UNPARSABLE, "the C-STORE request has no dataset")
+        if (error := event.request._dataset_file.error) is not None:
+            raise error
         request = Request(
             sop_class_uid=str(event.request.AffectedSOPClassUID),
             sop_instance_uid=str(event.request.AffectedSOPInstanceUID),
@@ -209,13 +239,17 @@ class Listener:
                 self._waiting.setdefault(event.assoc, []).append(event.message._data_set_file)
 
     def _on_close(self, event: evt.Event) -> None:
-        """Removes files that nobody will handle any more; pynetdicom leaves them."""
+        """Removes what nobody will handle any more: files, and a thread that waits for a request.
+
+        pynetdicom leaves both, and the thread holds a place for `acse_timeout_s`.
+        """
+        if event.assoc.requestor.primitive is None:
+            event.assoc.dul.to_user_queue.put(None)
         with self._lock:
             files = [*self._waiting.pop(event.assoc, []), _partial_file(event.assoc)]
         for file in files:
             if file is not None:
                 file.close()
-                Path(file.name).unlink(missing_ok=True)
 
 
 def _application_entity(settings: ListenerSettings) -> AE:
@@ -244,6 +278,15 @@ def _on_rejected(event: evt.Event) -> None:
     )
 
 
+def _receive(association: Any, receive: Callable[[Any], None], primitive: Any) -> None:
+    """Takes a part of a message. What no association should bring ends this one, nothing else."""
+    try:
+        receive(primitive)
+    except Exception as error:  # noqa: BLE001 (whatever a peer can send)
+        LOGGER.warning("aborted an association: %s", describe_error(error))
+        association.abort(block=False)  # this is the thread that has to send it
+
+
 def _partial_file(association: Any) -> Any:
     """The file of the dataset that is being received, or None."""
     message = association.dimse.message
@@ -257,16 +300,17 @@ def _failure(status: int, comment: str) -> Dataset:
     return answer
 
 
-def configure_libraries(spool: Spool) -> None:
+def configure_libraries(spool: Spool, min_free: int) -> None:
     """Settings of pynetdicom and pydicom that hold for the whole process.
 
-    Datasets go straight to files in the spool, so that memory does not grow with them, and invalid
-    UIDs reach our own check instead of ending the association.
+    Datasets go straight to files in the spool, so that memory does not grow with them, but only
+    where `min_free` bytes are free. Invalid UIDs reach our own check instead of ending the
+    association.
     """
     _config.STORE_RECV_CHUNKED_DATASET = True
     _config.LOG_HANDLER_LEVEL = "none"
     _config.VALIDATORS["UI"] = lambda _uid: (True, "")
-    tempfile.tempdir = str(spool.tmp)
+    dimse_messages.NamedTemporaryFile = lambda **_how: IncomingFile(spool, min_free=min_free)
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
 
@@ -276,7 +320,7 @@ def run_listener(settings: Settings, life: Life) -> None:
     spool = Spool(settings.state.dir, process="listener")
     spool.prepare()
     store = Store(settings.state.dir)
-    configure_libraries(spool)
+    configure_libraries(spool, settings.listener.min_free_mb * 1_000_000)
     listener = Listener(settings, Receiver(settings, spool, store))
     listener.start()
     life.ready({})

@@ -48,11 +48,15 @@ CREATE TABLE deliveries (
 CREATE INDEX deliveries_due ON deliveries (destination, state, retry_at);
 """
 
-KNOWN = "SELECT id, blob FROM instances WHERE sop_instance_uid = ? AND content_digest = ?"
+KNOWN = "SELECT id, blob, state FROM instances WHERE sop_instance_uid = ? AND content_digest = ?"
 COUNT_DUPLICATE = "UPDATE instances SET duplicates = duplicates + 1 WHERE id = ?"
 RIVAL = """
 SELECT 1 FROM instances WHERE sop_instance_uid = ? AND content_digest <> ?
-    AND blob IS NOT NULL AND state <> 'refused'
+    AND state IN ('queued', 'inferring', 'done')
+"""
+QUEUE_AGAIN = """
+UPDATE instances SET state = 'queued', blob = coalesce(?, blob), reason = NULL, detail = NULL,
+    strikes = 0, interruptions = 0, alone = 1, lease = NULL, updated = ? WHERE id = ?
 """
 ADD_INSTANCE = """
 INSERT INTO instances (sop_instance_uid, sop_class_uid, content_digest, blob, state, reason, detail,
@@ -63,9 +67,14 @@ ON CONFLICT (sop_instance_uid, content_digest) DO UPDATE SET blob = excluded.blo
 """
 NEXT_ALONE = """
 SELECT id FROM instances WHERE state = 'queued' AND alone = 1
+    AND id NOT IN (SELECT value FROM json_each(?))
 ORDER BY strikes + interruptions, id LIMIT 1
 """
-NEXT_BATCH = "SELECT id FROM instances WHERE state = 'queued' AND alone = 0 ORDER BY id LIMIT ?"
+NEXT_BATCH = """
+SELECT id FROM instances WHERE state = 'queued' AND alone = 0
+    AND id NOT IN (SELECT value FROM json_each(?))
+ORDER BY id LIMIT ?
+"""
 TAKE = """
 UPDATE instances SET state = 'inferring', lease = ?, attempts = attempts + 1,
     strikes = strikes + ?2, alone = ?2, updated = ? WHERE id = ?
@@ -115,6 +124,38 @@ MARK_DELIVERY = """
 UPDATE deliveries SET state = ?, attempts = attempts + 1, rejections = rejections + ?, status = ?,
     detail = ?, retry_at = ?, updated = ? WHERE output = ? AND destination = ? AND state = 'pending'
 """
+# Trying again: ?1 is a JSON array of SOP Instance UIDs or NULL for all, ?2 one of destinations.
+
+DEAD = """
+SELECT id, sop_instance_uid, content_digest FROM instances
+WHERE state = 'dead' AND (?1 IS NULL OR sop_instance_uid IN (SELECT value FROM json_each(?1)))
+ORDER BY id DESC
+"""
+_CHOSEN_OUTPUTS = """
+SELECT o.sop_instance_uid FROM outputs o JOIN instances i ON i.id = o.instance
+WHERE ?1 IS NULL OR i.sop_instance_uid IN (SELECT value FROM json_each(?1))
+"""
+SEND_AGAIN = f"""
+UPDATE deliveries SET state = 'pending', rejections = 0, retry_at = 0, updated = ?3
+WHERE state = 'dead' AND destination IN (SELECT value FROM json_each(?2))
+    AND output IN ({_CHOSEN_OUTPUTS})
+"""  # noqa: S608 (of constants)
+ADD_MISSING_DELIVERIES = f"""
+INSERT OR IGNORE INTO deliveries (output, destination, state, updated)
+SELECT chosen.sop_instance_uid, named.value, 'pending', ?3
+FROM ({_CHOSEN_OUTPUTS}) AS chosen, json_each(?2) AS named
+"""  # noqa: S608 (of constants)
+LEFT_DELIVERIES = f"""
+SELECT destination, count(*) FROM deliveries
+WHERE state <> 'sent' AND destination NOT IN (SELECT value FROM json_each(?2))
+    AND output IN ({_CHOSEN_OUTPUTS})
+GROUP BY destination ORDER BY destination
+"""  # noqa: S608 (of constants)
+
+UIDS = """
+SELECT sop_instance_uid, sop_instance_uid FROM instances UNION ALL
+SELECT o.sop_instance_uid, i.sop_instance_uid FROM outputs o JOIN instances i ON i.id = o.instance
+"""
 INSTANCES = """
 SELECT id, sop_instance_uid, sop_class_uid, content_digest, blob, state, reason, detail, received,
     updated, duplicates, attempts, summary FROM instances
@@ -124,6 +165,9 @@ SELECT d.destination, d.output, o.kind, d.state, d.attempts, d.status, d.detail,
 FROM deliveries d JOIN outputs o ON o.sop_instance_uid = d.output
 WHERE o.instance = ? ORDER BY d.rowid
 """
+DESTINATIONS = "SELECT DISTINCT destination FROM deliveries"
 BLOBS = "SELECT blob FROM instances WHERE blob IS NOT NULL UNION SELECT blob FROM outputs"
 COUNTS = "SELECT state, count(*) FROM instances GROUP BY state"
-PENDING_DELIVERIES = "SELECT count(*) FROM deliveries WHERE state = 'pending'"
+PENDING_DELIVERIES = """
+SELECT destination, count(*) FROM deliveries WHERE state = 'pending' GROUP BY destination ORDER BY 1
+"""

@@ -58,6 +58,21 @@ class Arrival:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retried:
+    """What trying again has set going: `queued` instances, `pending` deliveries that were dead,
+    `added` deliveries to destinations that had none. `held` are dead instances whose UID is known
+    with other content that is or will be explained; `left` counts deliveries by destinations that
+    are not configured.
+    """
+
+    queued: int
+    held: int
+    pending: int
+    added: int
+    left: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rejection:
     """An instance that was refused on the wire; its bytes are not kept."""
 

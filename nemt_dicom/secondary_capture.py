@@ -22,6 +22,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 from nemt_dicom import derived
 from nemt_dicom.derived import DISCLAIMER, Origin, Output
 from nemt_dicom.explanation import Explanation, Verdict
+from nemt_dicom.repair import decimal
 
 SERIES_NUMBER = 9901
 
@@ -72,8 +73,8 @@ def build_secondary_capture(
     if spacing is not None:
         heights, widths = spacing
         dataset.PixelSpacing = [
-            derived.decimal(heights / (aspect * scale)),
-            derived.decimal(widths / scale),
+            decimal(heights / (aspect * scale)),
+            decimal(widths / scale),
         ]
     return derived.to_output(dataset, "sc")
 
@@ -94,7 +95,7 @@ def _set_pixels(dataset: Dataset, picture: Image.Image, quality: int) -> None:
 def _set_compression_history(dataset: Dataset, clean: Dataset) -> None:
     """Our JPEG after the source's own lossy steps (PS3.3 C.7.6.1.1.5)."""
     ratio = dataset.Rows * dataset.Columns * 3 / len(dataset.PixelData)
-    ratios: list[Any] = [derived.decimal(round(ratio, 2))]
+    ratios: list[Any] = [decimal(round(ratio, 2))]
     methods: list[Any] = ["ISO_10918_1"]
     if clean.get("LossyImageCompression") == "01":
         before_ratio = clean.get("LossyImageCompressionRatio")

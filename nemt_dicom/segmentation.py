@@ -13,7 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 
 from nemt_dicom import derived
 from nemt_dicom.config import PlaneGeometry
-from nemt_dicom.derived import Origin, Output
+from nemt_dicom.derived import TYPE_2, Origin, Output
+from nemt_dicom.repair import decimal
 
 SERIES_NUMBER = 9902
 SERIES_NUMBER_FRACTIONAL = 9903
@@ -24,7 +25,13 @@ LUNG = CodedConcept("39607008", "SCT", "Lung")
 DISPLAY_COLOUR = CIELabColor(78, -32, -20)
 """The overlay's sky blue, CIELab D50."""
 
-NOT_FOR_HIGHDICOM = {"PatientName", "FrameOfReferenceUID"}
+FOR_HIGHDICOM = frozenset(
+    {
+        *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"),
+        *("Rows", "Columns", "PatientOrientation", "LossyImageCompression"),
+        *("LossyImageCompressionRatio", "LossyImageCompressionMethod"),
+    }
+)
 IDENTITY_ORIENTATION = [1, 0, 0, 0, 1, 0]
 
 
@@ -81,16 +88,22 @@ def _build(
     derived.finish(dataset, origin, clean)
     _set_dimension_organization(dataset, origin.uid(kind, "dimension"))
     _set_plane_geometry(dataset, origin)
+    if derived.pixel_spacing(origin.source) is None:
+        derived.remove(dataset, "FrameOfReferenceUID", "PositionReferenceIndicator")
     return dataset
 
 
 def _template(clean: Dataset) -> Dataset:
-    """What highdicom builds from. It warns of some patients' names, in full, so it gets none; and
-    for a frame of reference it would ask a position in it. `derived.finish` writes both.
+    """What highdicom builds from, nothing of the patient in it: `derived.finish` writes the rest.
+
+    highdicom warns of some patients' names, in full; it refuses character sets that the standard
+    allows (PS3.3 C.12.1.1.2: a first value that is empty); and for a frame of reference it would
+    ask a position in it.
     """
     template = Dataset()
-    template.update({e.tag: e for e in clean if e.keyword not in NOT_FOR_HIGHDICOM})
-    template.PatientName = ""
+    template.update({e.tag: e for e in clean if e.keyword in FOR_HIGHDICOM})
+    for keyword in TYPE_2:
+        setattr(template, keyword, "")
     return template
 
 
@@ -127,7 +140,8 @@ def _set_plane_geometry(dataset: Dataset, origin: Origin) -> None:
     """`auto` of the settings: what viewers need although the standard asks for none.
 
     Without plane orientation OHIF crashes to a black page. A spacing other than the radiograph's
-    own draws the mask in the wrong place without a word: exactly that spacing, or none.
+    own draws the mask in the wrong place without a word: exactly that spacing, or none. Without
+    one there is no frame of reference either (PS3.3 C.7.6.16.2.1: Pixel Spacing is type 1C).
     """
     if origin.settings.seg_plane_geometry is PlaneGeometry.NONE:
         return
@@ -136,7 +150,7 @@ def _set_plane_geometry(dataset: Dataset, origin: Origin) -> None:
     measures.SliceThickness = 1
     spacing = derived.pixel_spacing(origin.source)
     if spacing is not None:
-        measures.PixelSpacing = [derived.decimal(value) for value in spacing]
+        measures.PixelSpacing = [decimal(value) for value in spacing]
         measures.SpacingBetweenSlices = 1
         position = Dataset()
         position.ImagePositionPatient = [0, 0, 0]

@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from nemt_dicom import errors
-from nemt_dicom.child import Child, Work
+from nemt_dicom.child import Child, Report, Work
 from nemt_dicom.config import Settings
 from nemt_dicom.delivery import run_delivery
 from nemt_dicom.errors import NemtError, StateError
 from nemt_dicom.listener import run_listener
 from nemt_dicom.log import configure_logging
+from nemt_dicom.receiver import Receiver
 from nemt_dicom.spool import Spool, StateLock, prepare_state_dir
 from nemt_dicom.store import Store
 from nemt_dicom.worker import EngineFactory, PipelineEngine, run_worker
@@ -28,6 +29,7 @@ LOGGER = logging.getLogger(__name__)
 POLL = 0.05  # seconds between looks at the children
 STEADY = 10.0  # seconds after which a child's earlier ends are forgotten
 LONGEST_PAUSE = 1.0  # seconds before a child that ends again and again is started again
+ENDED_BY_ITSELF = frozenset({0, 1})  # exit codes: told to, or with an error; others are crashes
 STOP_PATIENCE = 10.0  # seconds for the children to end by themselves
 
 
@@ -55,17 +57,18 @@ class _Watched:
     """One child and how often it has ended lately."""
 
     def __init__(self, name: str, settings: Settings, work: Callable[[bool], Work]) -> None:
-        """`work` gives what to run, told whether it replaces a child that ended by itself."""
+        """`work` gives what to run, told whether it replaces a child that crashed."""
         self.child = Child(name, settings)
         self._work = work
+        self._crashed = False
         self._ends = 0
         self._started = 0.0
         self._start_at: float | None = None
 
-    def start(self, *, again: bool = False) -> None:
+    def start(self) -> None:
         self._start_at = None
         self._started = time.monotonic()
-        self.child.start(self._work(again))
+        self.child.start(self._work(self._crashed))
 
     def look(self) -> None:
         """Starts the child again where it has ended; after a pause if it does so repeatedly."""
@@ -74,13 +77,18 @@ class _Watched:
             code = self.child.poll()
             if code is None:
                 return
-            reason = self.child.report.failure if self.child.report else None
-            LOGGER.error("%s ended (%s), starting it again", self.child.name, reason or code)
+            report = self.child.report or Report()
+            LOGGER.error(
+                "%s ended (%s), starting it again", self.child.name, report.failure or code
+            )
+            # One that was not ready yet has not made up for the crash before it.
+            unanswered = self._crashed and report.ready is None
+            self._crashed = unanswered or code not in ENDED_BY_ITSELF
             self._ends = 0 if now - self._started > STEADY else self._ends + 1
             self._start_at = now + min(LONGEST_PAUSE, 0.25 * self._ends)
         if now >= self._start_at:
             try:
-                self.start(again=True)
+                self.start()
             except OSError as error:  # no memory or no process to be had: tried again
                 LOGGER.error("%s cannot be started: %s", self.child.name, error.strerror)
                 self._start_at = now + LONGEST_PAUSE
@@ -96,10 +104,10 @@ class Service:
         self._settings = settings
         self._resources = ExitStack()
         self._stopping = False
-        self._listener = _Watched("listener", settings, lambda _again: run_listener)
-        self._delivery = _Watched("delivery", settings, lambda _again: run_delivery)
+        self._listener = _Watched("listener", settings, lambda _crashed: run_listener)
+        self._delivery = _Watched("delivery", settings, lambda _crashed: run_delivery)
         self._worker = _Watched(
-            "worker", settings, lambda again: partial(run_worker, crashed=again, engine=engine)
+            "worker", settings, lambda crashed: partial(run_worker, crashed=crashed, engine=engine)
         )
         self._running: list[_Watched] = []
 
@@ -160,11 +168,45 @@ class Service:
         store = Store(state_dir)
         try:
             store.check_integrity()
-            orphans = Spool(state_dir, process="serve").sweep(store.blobs())
+            self._tidy_spool(Spool(state_dir, process="serve"), store)
+            self._warn_of_stranded(store)
         finally:
             store.close()
-        if orphans:
-            LOGGER.info("removed %d files of operations that were cut off", orphans)
+
+    def _tidy_spool(self, spool: Spool, store: Store) -> None:
+        """Takes back what the database does not know, and removes what was cut off."""
+        receiver = Receiver(self._settings, spool, store)
+        known = store.blobs()
+        removed = spool.sweep(known, receiver.take_back)
+        taken_back = len(store.blobs() - known)
+        if taken_back:
+            LOGGER.warning(
+                "%s did not know of %d received images in the spool: they are taken back",
+                store.path,
+                taken_back,
+            )
+        if removed:
+            LOGGER.info("removed %d files of operations that were cut off", removed)
+        if receiver.too_full():
+            LOGGER.error(
+                "%s has %d MB of free space, less than listener.min_free_mb = %d: every image is "
+                "refused until there is more",
+                spool.root,
+                spool.free_bytes() // 1_000_000,
+                self._settings.listener.min_free_mb,
+            )
+
+    def _warn_of_stranded(self, store: Store) -> None:
+        """Names destinations that outputs wait for and that are not configured any more."""
+        configured = {item.name for item in self._settings.resolved_destinations()}
+        for name, count in store.pending_by_destination().items():
+            if name not in configured:
+                LOGGER.warning(
+                    "%d outputs wait for destination %s, which is not configured; "
+                    "nemt-dicom jobs retry --all sends them to those that are",
+                    count,
+                    name,
+                )
 
     def _begin(self, watched: _Watched) -> None:
         watched.start()

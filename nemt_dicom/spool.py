@@ -15,11 +15,11 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container
 from pathlib import Path
 from types import TracebackType
 
-from nemt_dicom.errors import StateError, StateInUse
+from nemt_dicom.errors import DamagedBlob, StateError, StateInUse
 
 CHUNK = 1 << 20  # bytes
 
@@ -77,6 +77,17 @@ class Spool:
         """Where the blob of that SHA-256 (lower-case hexadecimal) is or would be."""
         return self.blobs / digest[:2] / digest
 
+    def read(self, digest: str) -> bytes:
+        """The bytes of a blob, exactly as they were stored.
+
+        Raises `DamagedBlob` where they no longer are, `OSError` where they cannot be read:
+        `FileNotFoundError` where there are none.
+        """
+        data = self.path(digest).read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DamagedBlob("its bytes are damaged")
+        return data
+
     def put(self, data: bytes) -> str:
         """Stores `data`; returns its SHA-256."""
         temporary = self.tmp / uuid.uuid4().hex
@@ -100,25 +111,37 @@ class Spool:
         self.fs.fsync(target.parent)
         return digest
 
-    def sweep(self, referenced: Container[str]) -> int:
-        """Removes all temporaries and each blob not in `referenced`; returns how many blobs.
+    def sweep(
+        self, referenced: Container[str], wanted: Callable[[Path], bool] = lambda _path: False
+    ) -> int:
+        """Removes all temporaries, and each blob not in `referenced` that `wanted`, asked from the
+        oldest on, does not want; returns how many blobs.
 
         Only for the holder of the state lock, before it starts other processes.
         """
         self.prepare()
         for leftover in (self.root / "tmp").glob("*/*"):
             self.fs.unlink(leftover)
-        orphans = [path for path in self._blob_files() if path.name not in referenced]
-        for path in orphans:
-            self.fs.unlink(path)
-        return len(orphans)
+        orphans = [path for path in self.blobs.glob("??/*") if path.name not in referenced]
+        removed = 0
+        for path in sorted(orphans, key=lambda path: path.stat().st_mtime_ns):
+            if not wanted(path):
+                self.fs.unlink(path)
+                removed += 1
+        return removed
 
     def free_bytes(self) -> int:
         """Free space on the spool's disk."""
         return shutil.disk_usage(self.root).free
 
-    def _blob_files(self) -> Iterator[Path]:
-        return self.blobs.glob("??/*")
+    def holds_anything(self) -> bool:
+        """Whether the folder of the blobs can be listed and is not empty, as that of a disk that
+        is not mounted.
+        """
+        try:
+            return any(self.blobs.iterdir())
+        except OSError:
+            return False
 
     def _make_folder(self, folder: Path) -> None:
         # Another process may have made it without syncing its entry yet, so sync it once ourselves.

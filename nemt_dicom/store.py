@@ -4,12 +4,14 @@
     output     a DICOM object whose bytes are in the spool; never changes
     delivery   pending -> sent | dead, one for each output and destination
 
+What is dead is queued or pending again where it is sent again or an operator asks for it.
+
 A change is one transaction that is on the disk when the method returns. Methods are safe to call
 from several threads. A full or failing disk raises `OSError`, a damaged file `StateError`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from nemt_dicom import queries
 from nemt_dicom.database import Database
 from nemt_dicom.errors import Reason
+from nemt_dicom.log import instance_name
 from nemt_dicom.records import (
     CONFLICT_REASON,
     Arrival,
@@ -28,6 +31,7 @@ from nemt_dicom.records import (
     Parcel,
     Receipt,
     Rejection,
+    Retried,
     StoredOutput,
 )
 
@@ -43,8 +47,9 @@ class Store:
 
         Raises `StateError` where it is missing, damaged or written by a newer release.
         """
+        self.path = state_dir / "store.db"
         self._db = Database(
-            state_dir / "store.db",
+            self.path,
             schema=queries.SCHEMA,
             version=queries.SCHEMA_VERSION,
             read_only=read_only,
@@ -66,16 +71,21 @@ class Store:
     def receive(self, arrival: Arrival) -> Receipt:
         """Records an instance whose bytes are in the spool; durable on return.
 
-        The same UID with the same content is a duplicate and changes nothing. With other content
-        than an earlier one, which was not refused, it is a conflict and is not explained.
+        Where other content with the same UID is explained or waits for it, this is a conflict and
+        is not explained. The same content is a duplicate and changes nothing, but what is dead, or
+        in conflict with nothing any more, is queued again.
         """
         key = (arrival.sop_instance_uid, arrival.content_digest)
         with self._db.change():
             known = self._db.rows(queries.KNOWN, key)
+            rival = bool(self._db.rows(queries.RIVAL, key))
             if known and known[0][1] is not None:
-                self._db.execute(queries.COUNT_DUPLICATE, (known[0][0],))
+                instance, _, state = known[0]
+                self._db.execute(queries.COUNT_DUPLICATE, (instance,))
+                if state in {InstanceState.DEAD, InstanceState.CONFLICT} and not rival:
+                    self._db.execute(queries.QUEUE_AGAIN, (arrival.blob, _now(), instance))
                 return Receipt.DUPLICATE
-            receipt = Receipt.CONFLICT if self._db.rows(queries.RIVAL, key) else Receipt.QUEUED
+            receipt = Receipt.CONFLICT if rival else Receipt.QUEUED
             self._add(
                 arrival,
                 state=InstanceState(receipt),
@@ -84,6 +94,11 @@ class Store:
                 reason=CONFLICT_REASON if receipt is Receipt.CONFLICT else None,
             )
         return receipt
+
+    def knows(self, sop_instance_uid: str, content_digest: str) -> bool:
+        """Whether this content was acknowledged before."""
+        known = self._db.rows(queries.KNOWN, (sop_instance_uid, content_digest))
+        return bool(known) and known[0][1] is not None
 
     def refuse_arrival(self, rejection: Rejection) -> None:
         """Records an instance refused on the wire. One that was acknowledged before stays."""
@@ -121,8 +136,9 @@ class Store:
     def recover(self, *, crashed: bool) -> None:
         """Puts back what an earlier worker held, to run alone. Call before the first `claim`.
 
-        `crashed`: the worker ended by itself, so that an instance that ran alone has earned a
-        strike. Otherwise the whole service was killed, which is held against it far less.
+        `crashed`: the worker crashed, so that an instance that ran alone has earned a strike.
+        Otherwise the whole service was killed, or the worker ended with an error that is no
+        image's, which is held against it far less.
         """
         with self._db.change():
             if not crashed:
@@ -130,13 +146,17 @@ class Store:
             self._db.execute(queries.BURY_CRASHERS, (_now(), MAX_STRIKES, MAX_INTERRUPTIONS))
             self._db.execute(queries.RECOVER, (_now(),))
 
-    def claim(self, lease: str, limit: int) -> list[Instance]:
+    def claim(self, lease: str, limit: int, without: Iterable[int] = ()) -> list[Instance]:
         """Takes up to `limit` queued instances, oldest first; those that must run alone first.
+        Instances of `without` are passed over.
 
         The strike of an instance that runs alone is counted now: a crash leaves no time for it.
         """
+        passed = json.dumps(list(without))
         with self._db.change():
-            ids = self._db.rows(queries.NEXT_ALONE) or self._db.rows(queries.NEXT_BATCH, (limit,))
+            ids = self._db.rows(queries.NEXT_ALONE, (passed,)) or self._db.rows(
+                queries.NEXT_BATCH, (passed, limit)
+            )
             alone = int(len(ids) == 1)
             for (key,) in ids:
                 self._db.execute(queries.TAKE, (lease, alone, _now(), key))
@@ -275,7 +295,44 @@ class Store:
         with self._db.change():
             self._db.execute(queries.MARK_DELIVERY, row)
 
+    # Trying again, by an operator; the service may run meanwhile
+
+    def retry(self, uids: Sequence[str] | None, destinations: Sequence[str]) -> Retried:
+        """Queues dead instances again, and sends their outputs again where that was given up.
+
+        `uids`: SOP Instance UIDs, or None for all. Outputs get a delivery to each of
+        `destinations`, those that are configured now; deliveries to others stay as they are. Of
+        several dead instances with one UID the latest is queued.
+        """
+        chosen = None if uids is None else json.dumps(list(uids))
+        named = json.dumps(list(destinations))
+        with self._db.change():
+            dead = self._db.rows(queries.DEAD, (chosen,))
+            queued = sum(self._queue_again(*row) for row in dead)
+            return Retried(
+                queued=queued,
+                held=len(dead) - queued,
+                pending=self._db.execute(queries.SEND_AGAIN, (chosen, named, _now())),
+                added=self._db.execute(queries.ADD_MISSING_DELIVERIES, (chosen, named, _now())),
+                left=dict(self._db.rows(queries.LEFT_DELIVERIES, (chosen, named))),
+            )
+
+    def _queue_again(self, instance: int, sop_instance_uid: str, content_digest: str) -> bool:
+        if self._db.rows(queries.RIVAL, (sop_instance_uid, content_digest)):
+            return False
+        self._db.execute(queries.QUEUE_AGAIN, (None, _now(), instance))
+        return True
+
     # Looking
+
+    def find(self, key: str) -> str | None:
+        """The SOP Instance UID of the instance that `key` means, or None: its own UID or that of
+        an output, or the name that the log gives to either.
+        """
+        uids = self._db.rows(queries.UIDS)
+        exact = (found for uid, found in uids if uid == key)
+        named = (found for uid, found in uids if instance_name(uid) == key)
+        return next(exact, None) or next(named, None)
 
     def instances(
         self, *, state: InstanceState | None = None, sop_instance_uid: str | None = None
@@ -289,7 +346,15 @@ class Store:
         return {InstanceState(state): int(count) for state, count in self._db.rows(queries.COUNTS)}
 
     def pending_deliveries(self) -> int:
-        return int(self._db.rows(queries.PENDING_DELIVERIES)[0][0])
+        return sum(self.pending_by_destination().values())
+
+    def pending_by_destination(self) -> dict[str, int]:
+        """How many outputs wait for each destination; one that none waits for is left out."""
+        return dict(self._db.rows(queries.PENDING_DELIVERIES))
+
+    def destinations(self) -> set[str]:
+        """Every destination that an output was ever meant for."""
+        return {str(name) for (name,) in self._db.rows(queries.DESTINATIONS)}
 
     def blobs(self) -> set[str]:
         """Every blob that an instance or an output refers to."""

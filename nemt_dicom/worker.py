@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from nemt_dicom.child import Life
 from nemt_dicom.config import Settings
-from nemt_dicom.errors import BadOutput, Refused
+from nemt_dicom.errors import BadOutput, DamagedBlob, Refused
 from nemt_dicom.log import describe_error, instance_name
 from nemt_dicom.records import DeadReason, Instance, StoredOutput
 from nemt_dicom.spool import Spool
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 
 POLL = 0.05  # seconds between looks at the database while idle; each costs 3 us
-NO_ROOM_PAUSE = 5.0  # seconds before trying again on a full disk
+NO_ROOM_PAUSE = 5.0  # seconds before trying again on a full or failing disk
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EBUSY})
+FAILING = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV})
 
 
 class Engine(Protocol):
@@ -72,12 +73,13 @@ class Worker:
         self._destinations = [item.name for item in settings.resolved_destinations()]
         self.lease = uuid.uuid4().hex
         self._stranded = False  # claimed, and there was no room to go on
+        self._unreadable: set[int] = set()  # instances that the disk failed on: after all others
 
     def run(self, life: Life) -> None:
         """Works until `life.stop` is set, then puts back what is unfinished.
 
-        A full disk or a locked database charges no instance: what is claimed is put back as soon as
-        there is room for that, and done again.
+        A full or failing disk or a locked database charges no instance: what is claimed is put back
+        as soon as there is room for that, and done again.
         """
         while not life.stop.is_set():
             try:
@@ -86,9 +88,8 @@ class Worker:
                     self._stranded = False
                 self._work(life)
             except OSError as error:
-                if error.errno not in NO_ROOM:
-                    raise
-                LOGGER.error("no room for outputs, trying again: %s", describe_error(error))
+                what = error.strerror or describe_error(error)
+                LOGGER.error("the state folder cannot be used, trying again: %s", what)
                 self._stranded = True
                 life.stop.wait(NO_ROOM_PAUSE)
         with suppress(OSError):  # what stays claimed is put back at the next start
@@ -97,7 +98,10 @@ class Worker:
     def _work(self, life: Life) -> None:
         """Runs what is queued, or waits until something is."""
         version = self._store.data_version()  # before looking: nothing slips in between
-        batch = self._store.claim(self.lease, self._limit)
+        batch = self._store.claim(self.lease, self._limit, self._unreadable)
+        if not batch and self._unreadable:
+            self._unreadable.clear()
+            batch = self._store.claim(self.lease, self._limit)
         if batch:
             self.attempt(batch)
             return
@@ -107,13 +111,14 @@ class Worker:
     def attempt(self, batch: Sequence[Instance]) -> None:
         """Runs a claimed batch; every instance of it is ended or put back on return.
 
-        Raises `OSError` where there is no room; the batch is still claimed then.
+        Raises `OSError` where the disk is full or fails, which says nothing of the images; the
+        batch is still claimed then.
         """
         alone = batch[0] if len(batch) == 1 else None
         try:
             self._explain(batch)
         except OSError as error:
-            if error.errno in NO_ROOM:
+            if error.errno in NO_ROOM | FAILING or not self._spool.holds_anything():
                 raise
             self._failed(alone, DeadReason.FAILED, error)
         except BadOutput as error:
@@ -164,13 +169,22 @@ class Worker:
         """The source and how many milliseconds it took; None where it is refused."""
         assert instance.blob is not None, "only what was acknowledged is queued"
         start = time.monotonic()
+        name = instance_name(instance.sop_instance_uid)
         try:
+            self._spool.read(instance.blob)  # are these the bytes that came?
             source = self._engine.read(self._spool.path(instance.blob))
         except Refused as refusal:
-            name = instance_name(instance.sop_instance_uid)
-            LOGGER.warning("refused instance %s: %s", name, refusal)
+            LOGGER.warning("refused instance %s: %s", name, refusal.reason)  # details quote it
             self._store.refuse(self.lease, instance.id, refusal.reason, refusal.detail)
             return None
+        except DamagedBlob as damage:
+            LOGGER.error("failed instance %s: %s", name, damage)
+            self._store.bury(self.lease, instance.id, DeadReason.FAILED, str(damage))
+            return None
+        except OSError as error:
+            LOGGER.error("cannot read instance %s: %s", name, error.strerror)
+            self._unreadable.add(instance.id)
+            raise
         return source, _ms_since(start)
 
     def _stored(self, output: "Output") -> StoredOutput:
@@ -235,7 +249,7 @@ class PipelineEngine:
 def run_worker(
     settings: Settings, life: Life, *, crashed: bool = False, engine: EngineFactory = PipelineEngine
 ) -> None:
-    """The worker process, until it is told to stop. `crashed`: the one before ended by itself.
+    """The worker process, until it is told to stop. `crashed`: so did the one before it.
 
     Raises `BundleError` where the model cannot be used; nothing is claimed then.
     """

@@ -161,6 +161,7 @@ class Pacs:
 
     port: int
     answer: Callable[[str], int] = lambda _uid: 0x0000
+    comment: str | None = None
     received: dict[str, list[str]] = field(default_factory=dict)
     associations: int = 0
     lock: Any = field(default_factory=threading.Lock)
@@ -194,14 +195,18 @@ class Pacs:
     def _count(self, _event: evt.Event) -> None:
         self.associations += 1
 
-    def _store(self, event: evt.Event) -> int:
+    def _store(self, event: evt.Event) -> Dataset:
         uid = str(event.request.AffectedSOPInstanceUID)
         status = self.answer(uid)
         if status in (0x0000, 0xB000, 0xB006, 0xB007):
             data = event.encoded_dataset(include_meta=False)
             with self.lock:
                 self.received.setdefault(uid, []).append(hashlib.sha256(data).hexdigest())
-        return status
+        response = Dataset()
+        response.Status = status
+        if self.comment is not None:
+            response.ErrorComment = self.comment
+        return response
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from pydicom import DataElement, Dataset
 from pydicom.config import disable_value_validation
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
+from pydicom.sr._snomed_dict import mapping
+from pydicom.sr.codedict import codes
 from pydicom.tag import Tag
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
@@ -24,7 +27,7 @@ from pydicom.uid import (
 )
 from scene import Recipe, code, plain, write
 
-from nemt_dicom.admission import admit, age_years
+from nemt_dicom.admission import NON_FRONTAL_CODES, admit, age_years
 from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import Reason, Refused
 from nemt_dicom.radiograph import Radiograph
@@ -102,6 +105,40 @@ REFUSED = [
         (Reason.LATERAL_VIEW, {"ViewPosition": view}, view)
         for view in ("LL", "RL", "LATERAL", "LAT", "L LAT", "LLAT", "RAO", "LPO", "LLO", "lateral")
     ],
+    *[
+        (Reason.LATERAL_VIEW, {"ViewPosition": view}, view)
+        for view in (
+            *("LATERALE", "LATERO LATERALE", "LATEROLATERAL", "LATÉRAL", "LATL", "LAT1", "LT_LAT"),
+            *("XTLAT", "SLAT", "RTLATERAL", "PA AND LAT", "PROFIL", "PROFILO", "PERFIL"),
+            *("SEITLICH", "SAGITTAL", "OBLIQUE", "OBL", "OBLICUA", "LLO DECUBITUS"),
+        )
+    ],
+    *[
+        (Reason.LATERAL_VIEW, {"ViewCodeSequence": [code(*named)]}, f"view-{named[0]}-{named[2]}")
+        for named in (
+            ("399067008", "SCT", "Seitlich"),
+            ("399067008", "SCT", ""),
+            ("R-10236", "SRT", "gauche"),
+            ("R-10236", "99SDM", "gauche"),
+            ("30730003", "SCT", "Sagittal"),
+            ("399135007", "SCT", "LVO"),
+            ("R-102C1", "SRT", "schräg"),
+            ("X1", "99LOCAL", "profil gauche"),
+            ("X1", "99LOCAL", "Seitlich links"),
+            ("X1", "99LOCAL", "Incidence latérale"),
+            ("X1", "99LOCAL", "LL"),
+        )
+    ],
+    (
+        Reason.LATERAL_VIEW,
+        {
+            "ViewCodeSequence": [
+                code("399348003", "SCT", "antero-posterior"),
+                code("399173006", "SCT", "links"),
+            ]
+        },
+        "second-view-code",
+    ),
     (
         Reason.LATERAL_VIEW,
         {"ViewCodeSequence": [code("399198007", "SCT", "right lateral")], "ViewPosition": None},
@@ -187,6 +224,18 @@ PASSES = {
     "left-decubitus": {"ViewPosition": "LLD"},
     "right-decubitus": {"ViewPosition": "RLD"},
     "decubitus-in-words": {"ViewPosition": "LAT DECUBITUS"},
+    **{
+        f"view-{view}": {"ViewPosition": view}
+        for view in (
+            *("PA", "ERECT AP", "PA LLD", "AP SUPINE", "LATERAL DECUBITUS", "FRONTAL"),
+            *("POSTERO_ANTERIOR", "POSTEROANTERIOR", "ANTEROPOSTERIOR", "AP FLAT", "BILAT"),
+            *("DÉCUBITUS LATÉRAL", "PLATE", "AP LORDOTIC", "PORTABLE", "DORSAL"),
+        )
+    },
+    "view-code-decubitus-in-french": {
+        "ViewCodeSequence": [code("X1", "99LOCAL", "Décubitus latéral droit")]
+    },
+    "view-code-bilateral": {"ViewCodeSequence": [code("X1", "99LOCAL", "AP, bilateral")]},
     "view-code-decubitus": {
         "ViewCodeSequence": [code("260467005", "SCT", "left lateral decubitus")]
     },
@@ -205,6 +254,17 @@ def test_near_miss_passes(attributes: dict[str, Any]) -> None:
 def test_smallest_image_passes() -> None:
     ds = plain(Rows=32, Columns=320, PixelData=b"\0\1" * (32 * 160) + b"\0\0" * (32 * 160))
     assert Radiograph.from_dataset(ds, InputSettings()).pixels.shape == (32, 320)
+
+
+def test_every_lateral_and_oblique_code_of_the_standard_is_refused() -> None:
+    """CID 4010, View for Radiography, as pydicom has it, in both terminologies."""
+    side = re.compile("lateral|oblique|sagittal", re.IGNORECASE)
+    for keyword in codes.cid4010.dir():
+        concept = getattr(codes.cid4010, keyword)
+        old = mapping["SCT"].get(concept.value)
+        wanted = {concept.value, old} if side.search(concept.meaning) else set()
+        assert {concept.value, old} & NON_FRONTAL_CODES == wanted, concept
+    assert len(NON_FRONTAL_CODES) == 50
 
 
 # --- what the configuration decides ---

@@ -1,13 +1,18 @@
 """The commands as a user meets them: what they print, what they leave, how they end."""
 
+import hashlib
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hospital import Service
@@ -16,7 +21,7 @@ from pydicom.data import get_testdata_file
 
 from nemt_dicom import cli, demo
 from nemt_dicom.errors import NemtError, Reason
-from nemt_dicom.records import Arrival, Rejection
+from nemt_dicom.records import Arrival, Rejection, StoredOutput
 from nemt_dicom.store import Store
 
 CHEST = str(get_testdata_file("RG1_UNCR.dcm", download=False))
@@ -190,6 +195,158 @@ def test_service_ends_cleanly_on_a_signal(service: Service, number: signal.Signa
     service.start()
     service.process.send_signal(number)
     assert service.process.wait(60) == 0
+
+
+LONG_UID = "1.2.276.0.7230010.3.1.4.8323329.5304.1517874363.986425.123456789"
+
+
+def receive(state: Path, *uids: str) -> None:
+    """Fills a state folder with instances that are explained."""
+    state.mkdir(exist_ok=True)
+    with closing(Store(state)) as store:
+        for number, uid in enumerate(uids):
+            store.receive(
+                Arrival(
+                    sop_class_uid="1.2.840.10008.5.1.4.1.1.1",
+                    sop_instance_uid=uid,
+                    content_digest=f"content {number}",
+                    blob=f"blob {number}",
+                    received=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+                )
+            )
+            (item,) = store.claim("w", 1)
+            output = StoredOutput(
+                kind="seg",
+                sop_class_uid="1.2.3",
+                sop_instance_uid=f"{uid}.1",
+                study_instance_uid="1.2.4",
+                transfer_syntax_uid="1.2.840.10008.1.2.1",
+                blob="out",
+            )
+            summary = {"verdict": "explained", "probability": 0.5}
+            destinations = ["pacs", "results"]
+            store.complete(
+                "w", item.id, outputs=[output], destinations=destinations, summary=summary
+            )
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", LONG_UID]])
+def test_a_pipe_has_whole_uids(tmp_path, capsys, monkeypatch, command: list[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    receive(tmp_path, LONG_UID)
+    assert run("jobs", *command, "--state", str(tmp_path)) == 0
+    assert f" {LONG_UID} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", LONG_UID]])
+def test_a_terminal_has_all_digits_of_uids(tmp_path, capsys, monkeypatch, command) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")  # no colours
+    receive(tmp_path, LONG_UID)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run("jobs", *command, "--state", str(tmp_path)) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\u2026" not in text
+    cells = [[c.strip() for c in line.split("\u2502")] for line in text.splitlines()]
+    assert LONG_UID in "".join(row[2] for row in cells if len(row) > 2)
+
+
+def test_jobs_by_the_name_of_the_log(tmp_path, capsys) -> None:
+    receive(tmp_path, "1.2.3", LONG_UID)
+    name = hashlib.sha256(LONG_UID.encode()).hexdigest()[:12]
+    state = ["--state", str(tmp_path)]
+    assert run("jobs", "list", "--json", *state) == 0
+    assert json.loads(capsys.readouterr().out)[1]["name"] == name
+    assert run("jobs", "show", name, "--json", *state) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert (shown["sop_instance_uid"], shown["name"]) == (LONG_UID, name)
+    assert run("jobs", "show", LONG_UID, *state) == 0
+    assert name in capsys.readouterr().out
+
+
+def test_retry_says_what_it_did(tmp_path, capsys, monkeypatch) -> None:
+    state = ["--state", str(tmp_path / "state")]
+    receive(tmp_path / "state", "1.2.3", "1.2.4")
+    assert run("jobs", "retry", *state) == 2
+    assert run("jobs", "retry", "1.2.3", "--all", *state) == 2
+    assert run("jobs", "retry", "--all", *state) == 1  # only a setting knows of pacs
+    assert "--config" in capsys.readouterr().err
+    destinations = [{"kind": "folder", "name": n, "path": "x"} for n in ("pacs", "new")]
+    monkeypatch.setenv("NEMT_DESTINATIONS", json.dumps(destinations))
+    assert run("jobs", "retry", "1.2.9", *state) == 1
+    assert "no instance 1.2.9" in capsys.readouterr().err
+    assert run("jobs", "retry", "1.2.3", *state) == 0
+    text = capsys.readouterr().out
+    assert "deliveries added: 1\n" in text
+    assert "deliveries left, destination results is not configured: 1\n" in text
+    assert run("jobs", "retry", "--all", *state) == 0
+    assert "deliveries added: 1\n" in capsys.readouterr().out
+    assert run("jobs", "retry", "--all", "--state", str(tmp_path / "none")) == 1
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "empty").mkdir()
+    assert run("jobs", "retry", "--all", "--state", str(tmp_path / "empty")) == 1
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_locked_database_is_said(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("nemt_dicom.database.BUSY_MS", 10)
+    receive(tmp_path, "1.2.3")
+    monkeypatch.setenv("NEMT_DESTINATIONS", '[{"kind": "folder", "name": "a", "path": "x"}]')
+    with closing(Store(tmp_path)) as other, other._db.change():
+        assert run("jobs", "retry", "--all", "--state", str(tmp_path)) == 1
+    assert "the database is locked" in capsys.readouterr().err
+
+
+@pytest.fixture
+def other_account() -> Callable[[], AbstractContextManager[None]]:
+    """Runs a part of the test as nobody."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another account")
+
+    @contextmanager
+    def become() -> Iterator[None]:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return become
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "1.2.3"], ["retry", "--all"]])
+def test_state_of_another_account_is_said(capsys, command, other_account) -> None:
+    with TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
+        state.mkdir()
+        receive(state, "1.2.3")
+        with other_account():
+            assert run("jobs", *command, "--state", str(state)) == 1
+        text = capsys.readouterr().err
+        assert f"{state}/store.db: cannot be opened: Permission denied" in text
+        assert "Errno" not in text
+        for path in (Path(folder), state, *state.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        with other_account():
+            assert run("jobs", *command, "--state", str(state)) == 1
+        assert f"{state}/store.db: cannot be opened:" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_error(service: Service) -> None:
+    receive(service.state, *(f"1.2.{number}" for number in range(400)))
+    for options in ("--json", ""):
+        piped = subprocess.run(
+            f"{sys.executable} -m nemt_dicom.cli jobs list {options} | head -1",
+            shell=True,
+            env=service.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert piped.returncode == 0
+        assert len(piped.stdout.splitlines()) == 1
+        assert piped.stderr == ""
 
 
 def test_jobs_without_a_state_folder_says_so(tmp_path, capsys) -> None:

@@ -170,6 +170,14 @@ FILE_MISTAKES = {
         '[[destinations]]\nname = "a"',
         ["destinations.0.kind: is required; allowed: dicom, folder"],
     ),
+    "destination-empty-label": (
+        DICOM_TOML.replace('"a"', '"pacs..hospital.local"'),
+        ["destinations.0.host = 'pacs..hospital.local'", "host name or an IP address"],
+    ),
+    "destination-url": (
+        DICOM_TOML.replace('"a"', '"http://pacs"'),
+        ["destinations.0.host = 'http://pacs'", "host name or an IP address"],
+    ),
     "destination-lacks-a-key": (DICOM_TOML, ["destinations.0.ae_title", "is required"]),
     "destination-unknown-key": (
         DICOM_TOML + 'ae_title = "P"\naet = "P"',
@@ -266,3 +274,12 @@ def test_open_host_needs_a_list_of_senders(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
 def test_loopback_host_needs_none(host: str) -> None:
     assert ListenerSettings(host=host).allowed_calling_ae_titles == ()
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["pacs", "pacs.hospital.local.", "10.0.0.1", "::1", "fe80::1%eth0", "pacs_1", "bücher.example"],
+)
+def test_hosts_of_destinations(host: str) -> None:
+    destination = DicomDestination(kind="dicom", name="a", host=host, port=104, ae_title="A")
+    assert destination.host == host

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from pynetdicom import _config
 from service_kit import Pacs, encode, free_port, radiograph, wait_for
 from test_store import arrival
 
-from nemt_dicom.config import DeliverySettings, DicomDestination, FolderDestination
+from nemt_dicom.config import DeliverySettings, DicomDestination, FolderDestination, Settings
 from nemt_dicom.delivery import Courier
 from nemt_dicom.records import Delivery, StoredOutput
 from nemt_dicom.sender import (
@@ -34,7 +35,9 @@ from nemt_dicom.sender import (
 from nemt_dicom.spool import Spool
 from nemt_dicom.store import Store
 
-QUICK = DeliverySettings(retry_first_s=0.05, retry_longest_s=0.2, dimse_timeout_s=10)
+QUICK = DeliverySettings(
+    retry_first_s=0.05, retry_longest_s=0.2, dimse_timeout_s=10, max_rejections=3
+)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +94,7 @@ class Desk:
         destination = DicomDestination(
             kind="dicom", name=name, host="127.0.0.1", port=pacs.port, ae_title="PACS"
         )
-        sender = make_sender(destination, settings, lambda: self.store.pending_syntaxes(name))
+        sender = DicomSender(destination, settings, lambda: self.store.pending_syntaxes(name))
         self.begin(self.courier(name, sender, settings))
 
     def begin(self, courier: Courier) -> None:
@@ -172,7 +175,7 @@ def test_an_idle_association_is_closed_and_opened_again(desk, pacs):
     assert pacs.associations == 2
 
 
-@pytest.mark.parametrize("status", [0xB000, 0xB006, 0xB007])
+@pytest.mark.parametrize("status", [0xB000, 0xB006, 0xB007, 0xB123, 0x0116, 0x0111])
 def test_warnings_count_as_sent(desk, pacs, status):
     pacs.answer = lambda _uid: status
     output = desk.add("pacs")
@@ -182,7 +185,7 @@ def test_warnings_count_as_sent(desk, pacs, status):
     assert delivery.detail
 
 
-@pytest.mark.parametrize("status", [0xA900, 0xC000, 0x0122, 0x0124])
+@pytest.mark.parametrize("status", [0xA900, 0xC000, 0x0117])
 def test_a_rejected_output_becomes_a_dead_letter_and_the_rest_flows(desk, pacs, status):
     bad = desk.add("pacs")
     good = [desk.add("pacs") for _ in range(3)]
@@ -201,23 +204,40 @@ def test_a_rejected_output_becomes_a_dead_letter_and_the_rest_flows(desk, pacs, 
     assert asked.count(bad.sop_instance_uid) == QUICK.max_rejections
 
 
-def test_out_of_resources_is_tried_again_and_holds_no_other_up(desk, pacs):
+@pytest.mark.parametrize("status", [0xA700, 0x0110, 0x0122, 0x0124, 0x0213])
+def test_what_the_destination_is_not_up_to_is_tried_again_and_holds_no_other_up(desk, pacs, status):
     slow, other = desk.add("pacs"), desk.add("pacs")
-    refusals = iter([0xA700] * 8)
+    refusals = iter([status] * 8)
     pacs.answer = lambda uid: next(refusals, 0) if uid == slow.sop_instance_uid else 0
     desk.deliver_to(pacs)
     desk.wait_until(other, "sent")
     assert desk.wait_until(slow, "sent").attempts == 9
 
 
-def test_no_presentation_context_is_a_rejection(desk):
-    with Pacs(free_port()).running([ImplicitVRLittleEndian]) as pacs:
-        wrong = desk.add("pacs", syntax=ExplicitVRLittleEndian)
-        right = desk.add("pacs", syntax=ImplicitVRLittleEndian)
+def test_a_destination_not_yet_configured_for_an_output_gets_it_later(desk):
+    pacs = Pacs(free_port())
+    wrong = desk.add("pacs", syntax=ExplicitVRLittleEndian)
+    right = desk.add("pacs", syntax=ImplicitVRLittleEndian)
+    with pacs.running([ImplicitVRLittleEndian]):
         desk.deliver_to(pacs)
         desk.wait_until(right, "sent")
-        delivery = desk.wait_until(wrong, "dead")
+        wait_for(lambda: desk.delivery(wrong).attempts > QUICK.max_rejections, "attempts")
+        delivery = desk.delivery(wrong)
+        assert delivery.state == "pending"
         assert "no presentation context" in str(delivery.detail)
+        desk.wait_until(desk.add("pacs", syntax=ImplicitVRLittleEndian), "sent")
+    with pacs.running():
+        desk.wait_until(wrong, "sent")
+
+
+def test_a_dead_letter_takes_time(desk):
+    """With the defaults no outage of half an hour makes one."""
+    settings = DeliverySettings()
+    courier = desk.courier("x", None, settings)
+    pauses = [courier.rejection_pause(count) for count in range(settings.max_rejections - 1)]
+    assert pauses[0] <= settings.retry_first_s
+    assert sum(pauses) > 1800
+    assert max(pauses) <= settings.retry_longest_s  # more would pass for a clock gone wrong
 
 
 def test_outage_holds_up_no_other_destination_and_loses_nothing(desk, pacs):
@@ -266,26 +286,118 @@ def test_a_peer_that_drops_the_association_is_tried_again(desk, pacs):
     assert set(pacs.received[output.sop_instance_uid]) == {desk.content(output)}
 
 
-def test_a_host_that_does_not_exist_is_unreachable(desk):
-    destination = DicomDestination(
-        kind="dicom", name="x", host="does-not-exist.invalid", port=104, ae_title="PACS"
-    )
-    sender = DicomSender(destination, QUICK, list)
+def node(host: str = "127.0.0.1", port: int = 104) -> DicomDestination:
+    return DicomDestination(kind="dicom", name="x", host=host, port=port, ae_title="PACS")
+
+
+@pytest.mark.parametrize("host", ["does-not-exist.invalid", "pacs..hospital.local"])
+def test_a_host_that_does_not_exist_is_unreachable(desk, host):
+    destination = node().model_copy(update={"host": host})
     output = desk.add("x")
-    outcome = sender.send(output, desk.spool.path(output.blob))
+    outcome = DicomSender(destination, QUICK, list).send(output, desk.spool.path(output.blob))
     assert outcome.answer is Answer.UNREACHABLE
+    assert outcome.detail == f"the host name {host} cannot be resolved"
 
 
-def test_missing_bytes_are_a_dead_letter_not_a_standstill(desk, pacs):
-    lost, kept = desk.add("pacs"), desk.add("pacs")
+def test_the_log_tells_why_nothing_arrives(desk, pacs, caplog):
+    caplog.set_level("INFO", "nemt_dicom")
+    output = desk.add("x")
+    port = free_port()
+
+    def line(destination: DicomDestination) -> str:
+        caplog.clear()
+        sender = DicomSender(destination, QUICK, list)
+        desk.courier("x", sender).step()
+        sender.close()
+        (record,) = caplog.records
+        return record.getMessage()
+
+    assert f"no connection to 127.0.0.1 port {port}" in line(node(port=port))
+    pacs.ae.require_called_aet = True
+    pacs.ae.ae_title = "PACS"
+    wrong = node(port=pacs.port).model_copy(update={"ae_title": "PACSS"})
+    assert "association rejected: Called AE title not recognised" in line(wrong)
+    assert "called PACSS, calling NEMT" in line(wrong)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        destination = node(port=silent.getsockname()[1])
+
+        def hang_up() -> None:
+            silent.accept()[0].close()
+
+        threading.Thread(target=hang_up).start()
+        assert "takes the connection but no association" in line(destination)
+    assert line(node(port=pacs.port)).startswith("sc ")
+    assert desk.wait_until(output, "sent", "x")
+
+
+def test_what_the_peer_says_is_kept_but_not_logged(desk, pacs, caplog):
+    caplog.set_level("DEBUG")
+    pacs.answer = lambda _uid: 0xC000
+    pacs.comment = "patient ZZPHI^CANARY unknown"
+    output = desk.add("pacs")
+    desk.deliver_to(pacs)
+    detail = str(desk.wait_until(output, "dead").detail)
+    assert detail.startswith("cannot understand")
+    assert "ZZPHI^CANARY unknown" in detail
+    assert "ZZPHI" not in caplog.text
+    (dead,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "nemt-dicom jobs retry" in dead.getMessage()
+
+
+def test_missing_and_damaged_bytes_are_a_dead_letter_and_never_sent(desk, pacs):
+    lost, empty, damaged, kept = (desk.add("pacs") for _ in range(4))
     desk.spool.path(lost.blob).unlink()
+    desk.spool.path(empty.blob).write_bytes(b"")
+    path = desk.spool.path(damaged.blob)
+    path.write_bytes(path.read_bytes()[:-100] + bytes(100))
     desk.deliver_to(pacs)
     desk.wait_until(kept, "sent")
     assert "missing" in str(desk.wait_until(lost, "dead").detail)
+    for output in (empty, damaged):
+        delivery = desk.wait_until(output, "dead")
+        assert (delivery.detail, delivery.attempts) == ("its bytes are damaged", 1)
+    assert set(pacs.received) == {kept.sop_instance_uid}
+
+
+def test_bytes_that_cannot_be_read_hold_no_other_up(desk, pacs):
+    stuck, kept = desk.add("pacs"), desk.add("pacs")
+    path = desk.spool.path(stuck.blob)
+    data = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    desk.deliver_to(pacs)
+    desk.wait_until(kept, "sent")
+    wait_for(lambda: desk.delivery(stuck).attempts > QUICK.max_rejections, "attempts")
+    assert desk.delivery(stuck).detail == "its bytes cannot be read: Is a directory"
+    path.rmdir()
+    path.write_bytes(data)
+    desk.wait_until(stuck, "sent")
+
+
+def test_an_unexpected_error_of_a_sender_holds_no_other_up(desk, caplog):
+    bad, good = desk.add("x"), desk.add("x")
+
+    class Sender:
+        def send(self, output: StoredOutput, _path: Path) -> Outcome:
+            if output is not bad and output != bad:
+                return Outcome(answer=Answer.SENT)
+            raise LookupError("ZZPHI")
+
+        def idle(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    desk.begin(desk.courier("x", Sender()))
+    desk.wait_until(good, "sent", "x")
+    wait_for(lambda: desk.delivery(bad, "x").attempts > QUICK.max_rejections, "attempts")
+    assert desk.delivery(bad, "x").state == "pending"
+    assert "LookupError at test_delivery.py" in caplog.text
+    assert "ZZPHI" not in caplog.text
 
 
 def test_folder(desk, tmp_path):
-    root = tmp_path / "deep" / "results"
+    root = tmp_path / "results"
+    root.mkdir()
     sender = FolderSender(FolderDestination(kind="folder", name="results", path=root))
     output = desk.add("results")
     desk.begin(desk.courier("results", sender))
@@ -308,8 +420,9 @@ def test_folder_never_shows_half_a_file(desk, tmp_path):
             super().rename(source, target)
 
     root = tmp_path / "results"
+    root.mkdir()
     destination = FolderDestination(kind="folder", name="results", path=root)
-    sender = FolderSender(destination, Watching())
+    sender = FolderSender(destination, fs=Watching())
     output = desk.add("results")
     assert sender.send(output, desk.spool.path(output.blob)).answer is Answer.SENT
     names = [item[0] for item in seen]
@@ -318,12 +431,37 @@ def test_folder_never_shows_half_a_file(desk, tmp_path):
     assert sender.send(output, desk.spool.path(output.blob)).answer is Answer.SENT  # again
 
 
-def test_folder_that_cannot_be_written(desk, tmp_path):
+def test_folder_that_is_not_there_is_not_made(desk, tmp_path):
     (tmp_path / "file").touch()
-    destination = FolderDestination(kind="folder", name="results", path=tmp_path / "file")
     output = desk.add("results")
-    outcome = FolderSender(destination).send(output, desk.spool.path(output.blob))
-    assert outcome.answer is Answer.UNREACHABLE
+    for path, fault in [
+        (tmp_path / "share" / "results", "does not exist; is it mounted?"),
+        (tmp_path / "file", "is not a folder"),
+    ]:
+        destination = FolderDestination(kind="folder", name="results", path=path)
+        outcome = FolderSender(destination).send(output, desk.spool.path(output.blob))
+        assert outcome.answer is Answer.UNREACHABLE
+        assert outcome.detail == f"folder {path} {fault}"
+    assert not (tmp_path / "share").exists()
+
+
+def test_the_folder_that_is_used_without_any_destination_is_made(desk, tmp_path):
+    settings = Settings.model_validate({"state": {"dir": tmp_path / "state"}})
+    (destination,) = settings.resolved_destinations()
+    output = desk.add("results")
+    outcome = make_sender(destination, settings, list).send(output, desk.spool.path(output.blob))
+    assert outcome.answer is Answer.SENT
+    assert len(list((tmp_path / "state" / "results").rglob("*.dcm"))) == 1
+
+
+def test_a_folder_that_takes_all_but_one_output_is_not_held_up(desk, tmp_path):
+    bad, good = desk.add("results"), desk.add("results")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / bad.study_instance_uid).touch()  # a file where a folder should be
+    destination = FolderDestination(kind="folder", name="results", path=tmp_path / "results")
+    desk.begin(desk.courier("results", FolderSender(destination)))
+    desk.wait_until(good, "sent", "results")
+    assert desk.delivery(bad, "results").state == "pending"
 
 
 def test_uids_cannot_leave_the_folder(desk, tmp_path):
@@ -355,9 +493,19 @@ def status(code: int | None) -> Dataset:
         (0xA900, Answer.REJECTED),
         (0xC000, Answer.REJECTED),
         (0xCFFF, Answer.REJECTED),
-        (0x0111, Answer.REJECTED),
-        (0x0122, Answer.REJECTED),
-        (0x0124, Answer.REJECTED),
+        (0x0001, Answer.SENT),
+        (0x0107, Answer.SENT),
+        (0x0116, Answer.SENT),
+        (0xBFFF, Answer.SENT),
+        (0x0111, Answer.SENT),
+        (0x0117, Answer.REJECTED),
+        (0x0110, Answer.LATER),
+        (0x0122, Answer.LATER),
+        (0x0124, Answer.LATER),
+        (0x0210, Answer.LATER),
+        (0x0213, Answer.LATER),
+        (0xFF00, Answer.LATER),
+        (0x4242, Answer.LATER),
     ],
 )
 def test_status_table(code, answer):

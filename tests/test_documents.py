@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset
 from pydicom.uid import UID
 
 from nemt_dicom import __version__, cli, derived, listener, secondary_capture, segmentation, sender
@@ -51,8 +52,16 @@ def test_status_codes() -> None:
     assert {int(row[0], 16) for row in table("Status")} == answered
     on_the_wire = {Reason(reason): int(status, 16) for reason, status in table("Reason", 1)}
     assert on_the_wire == listener.REFUSAL_STATUS
-    warnings = next(row[0] for row in table("Status received") if "warning" in row[1])
-    assert {int(code, 16) for code in warnings.split(",")} == sender.WARNINGS
+
+
+def test_what_each_status_of_a_destination_leads_to() -> None:
+    words = {"sent": sender.Answer.SENT, "later": sender.Answer.LATER}
+    words["rejected"] = sender.Answer.REJECTED
+    for codes, meaning in table("Status received"):
+        for code in re.findall(r"0x[0-9A-F]{1,4}x*", codes):
+            status = Dataset()
+            status.Status = int(code[2:].replace("x", "0"), 16)
+            assert sender.outcome_of(status).answer is words[meaning.split()[0].strip(",:")], code
 
 
 def test_every_reason_is_listed_once() -> None:

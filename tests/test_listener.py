@@ -1,11 +1,14 @@
 """Listener: negotiation, the answers on the wire, what is kept. Over real associations."""
 
 import ast
+import contextlib
 import hashlib
+import resource
 import shutil
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,6 +235,21 @@ def test_unparsable_datasets(running):
     assert send_raw(running.settings, radiograph(), data=b"\0").Status == 0xC000
 
 
+def test_a_presentation_context_that_was_not_accepted_ends_the_association(special, capfd):
+    up = special()
+    with associate(up.settings, dataset := radiograph()) as association:
+        context = association.accepted_contexts[0]
+        context.context_id = 99
+        begin_raw(association, dataset)
+        association._reactor_checkpoint.set()
+        wait_for(lambda: association.is_aborted, "the end of the association")
+    wait_for(lambda: not up.temporaries(), "an empty tmp")
+    assert send(up.settings, radiograph()) == [0x0000]
+    log = capfd.readouterr().err
+    assert "aborted an association: KeyError at dimse_messages.py" in log
+    assert "Traceback" not in log
+
+
 def test_unknown_sop_class_in_the_command_ends_the_association(running):
     with associate(running.settings, dataset := radiograph()) as association:
         begin_raw(association, dataset, sop_class="1.2.3")
@@ -261,6 +279,27 @@ def test_no_room_is_no_loss(special):
     assert up.temporaries() == []
 
 
+def test_no_room_while_it_arrives_is_no_loss(special):
+    up = special()
+    whole, small = radiograph(size=1000), radiograph()
+    before = resource.prlimit(up.child.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(up.child.pid, resource.RLIMIT_FSIZE, (500_000, before[1]))
+    assert send(up.settings, whole, small) == [0xA700, 0x0000]
+    assert up.temporaries() == []
+    assert up.instance(whole.SOPInstanceUID) == []
+    resource.prlimit(up.child.pid, resource.RLIMIT_FSIZE, before)
+    assert send(up.settings, whole) == [0x0000]
+
+
+def test_a_folder_for_temporaries_that_is_gone_is_made_again(special):
+    up = special()
+    shutil.rmtree(up.state_dir / "spool" / "tmp")
+    assert send(up.settings, radiograph(), radiograph()) == [0x0000, 0x0000]
+    shutil.rmtree(up.state_dir / "spool" / "tmp")
+    (up.state_dir / "spool" / "tmp").touch()
+    assert send(up.settings, radiograph(), radiograph()) == [0xA700, 0xA700]
+
+
 def test_a_database_that_fails_is_not_acknowledged(special):
     up = special()
     shutil.rmtree(up.state_dir / "spool" / "blob")
@@ -288,6 +327,81 @@ def test_peer_that_vanishes_leaves_nothing(running):
             connection.close()  # with a reset
         wait_for(lambda: not running.temporaries(), "an empty tmp")
     assert running.instance(dataset.SOPInstanceUID) == []
+
+
+def echo(settings: Settings, address: str = "127.0.0.1") -> bool:
+    """Whether a C-ECHO from that address of this machine is answered."""
+    ae = AE()
+    ae.add_requested_context(Verification)
+    listening = settings.listener
+    to = {"ae_title": listening.ae_title, "bind_address": (address, 0)}
+    association = ae.associate(listening.host, listening.port, **to)
+    if not association.is_established:
+        return False
+    answered = association.send_c_echo().get("Status") == 0x0000
+    association.release()
+    return answered
+
+
+def test_peers_that_drip_lose_their_places(special):
+    up = special(pdu_timeout_s=1, max_associations=3)
+    stop = threading.Event()
+    ae = AE()
+    ae.add_requested_context(Verification)
+    listening = up.settings.listener
+    dripping = [
+        ae.associate(listening.host, listening.port, ae_title=listening.ae_title) for _ in range(3)
+    ]
+    sockets = [association.dul.socket.socket for association in dripping]
+
+    def drip() -> None:
+        part = struct.pack(">BBL", 4, 0, 100_000)
+        while not stop.wait(0.2):
+            for connection in sockets:
+                with contextlib.suppress(OSError):
+                    connection.send(part)
+            part = b"x"
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    began = time.monotonic()
+    assert not echo(up.settings)
+    wait_for(lambda: echo(up.settings), "a free place", 20)
+    assert time.monotonic() - began > 0.5
+    stop.set()
+    thread.join()
+    wait_for(lambda: not any(a.is_established for a in dripping), "the end of the associations")
+
+
+def test_connections_that_end_before_an_association_hold_no_place(special):
+    up = special(max_associations=3, pdu_timeout_s=1)
+    address = (up.settings.listener.host, up.settings.listener.port)
+    for _ in range(20):
+        socket.create_connection(address).close()
+    half = [socket.create_connection(address) for _ in range(3)]
+    for connection in half:
+        connection.send(b"\x01\x00\x00")
+    wait_for(lambda: echo(up.settings), "a free place", 10)
+    for connection in half:
+        connection.close()
+
+
+def test_a_pdu_of_impossible_length_is_not_read(running):
+    with socket.create_connection(
+        (running.settings.listener.host, running.settings.listener.port)
+    ) as connection:
+        connection.settimeout(10)
+        connection.sendall(struct.pack(">BBL", 1, 0, 0xFFFFFFFF))
+        assert connection.recv(100) == b""
+
+
+def test_one_address_cannot_take_all_places(special):
+    up = special(max_associations=3, max_associations_per_address=2)
+    with associate(up.settings, radiograph()) as first, associate(up.settings, radiograph()):
+        assert not echo(up.settings)
+        assert echo(up.settings, "127.0.0.2")
+        first.release()
+        wait_for(lambda: echo(up.settings), "a free place", 20)
 
 
 def test_many_senders_at_once(running):

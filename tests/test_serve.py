@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,13 @@ from service_kit import (
     wait_for,
 )
 
+from nemt_dicom import cli
 from nemt_dicom.child import Child, Life
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import BundleError, NemtError, StateError, StateInUse
+from nemt_dicom.log import instance_name
 from nemt_dicom.records import Instance
-from nemt_dicom.serve import Service, ServiceInfo
+from nemt_dicom.serve import Service, ServiceInfo, _Watched
 from nemt_dicom.store import Store
 from nemt_dicom.worker import EngineFactory
 
@@ -95,6 +99,7 @@ def service_settings(folder: Path, pacs: Pacs | None = None, **explanation: Any)
     destinations: list[dict[str, Any]] = [
         {"kind": "folder", "name": "results", "path": folder / "results"}
     ]
+    (folder / "results").mkdir(exist_ok=True)
     if pacs is not None:
         destinations.append(
             {"kind": "dicom", "name": "pacs", "host": "127.0.0.1", "port": pacs.port}
@@ -409,6 +414,165 @@ def test_damaged_state_is_said(tmp_path):
     (settings.state.dir / "store.db").write_bytes(b"no database " * 1000)
     with pytest.raises(StateError, match=r"store\.db"), running(settings):
         pass
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "older", "without its log"])
+def test_acknowledged_images_survive_a_lost_database(tmp_path, pacs, served, how):
+    """Whatever became of the database: what was acknowledged is in the spool."""
+    settings = service_settings(tmp_path, pacs)
+    datasets = [radiograph() for _ in range(6)]
+    state = settings.state.dir
+    service = served(settings)
+    assert send(settings, datasets[0]) == [0x0000]
+    wait_for(lambda: settled(settings), "the first outputs")
+    received = [item.received for item in instances(settings)]
+    if how == "older":
+        assert service.end() == 0
+        shutil.copy(state / "store.db", tmp_path / "backup")
+        service = served(settings)
+    worker = next(pid for pid in service.children() if b"nemt-dicom-worker" in cmdline(pid))
+    os.kill(worker, signal.SIGSTOP)
+    assert send(settings, *datasets[1:]) == [0x0000] * 5
+    service.kill()
+    lost = {"missing": "store.db*", "empty": "store.db*", "older": "store.db*"}
+    for file in state.glob(lost.get(how, "store.db-*")):
+        file.unlink()
+    if how == "empty":
+        (state / "store.db").touch()
+    elif how == "older":
+        shutil.copy(tmp_path / "backup", state / "store.db")
+
+    service = served(settings)
+    wait_for(lambda: settled(settings), "the outputs")
+    found = {item.sop_instance_uid: item for item in instances(settings)}
+    assert {item.state for item in found.values()} == {"done"}
+    assert set(found) == {dataset.SOPInstanceUID for dataset in datasets}
+    assert abs(found[datasets[0].SOPInstanceUID].received - received[0]).total_seconds() < 1
+    expected = {output_uid(d.SOPInstanceUID, kind) for d in datasets for kind in ("seg", "sc")}
+    assert set(pacs.received) == expected
+    log = service.log.read_text()
+    assert f"did not know of {5 if how == 'older' else 6} received images" in log
+    assert PATIENT not in log
+    assert send(settings, *datasets) == [0x0000] * 6
+    assert service.end() == 0
+    assert [item.duplicates for item in instances(settings)] == [1] * 6
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@dataclass
+class Mended(StandInEngine):
+    """Fails on nothing."""
+
+    def explain(self, sources: Any) -> list[Any]:
+        for source in sources:
+            source.SeriesDescription = ""
+        return super().explain(sources)
+
+
+def test_what_is_dead_is_tried_again_when_it_is_sent_again_or_asked_for(tmp_path, capsys):
+    settings = service_settings(tmp_path)
+    datasets = [radiograph(behaviour="error") for _ in range(3)]
+    with running(settings):
+        assert send(settings, *datasets) == [0x0000] * 3
+        wait_for(lambda: [i.state for i in instances(settings)] == ["dead"] * 3, "their end")
+    with start_service(settings, Mended):
+        assert send(settings, datasets[0]) == [0x0000]
+        wait_for(lambda: instances(settings)[0].state == "done", "the one sent again")
+        assert [item.state for item in instances(settings)] == ["done", "dead", "dead"]
+        config = tmp_path / "nemt.toml"
+        config.write_text(
+            f"[state]\ndir = '{settings.state.dir}'\n"
+            f"[[destinations]]\nname = 'results'\nkind = 'folder'\npath = '{tmp_path}/results'\n"
+        )
+        name = instance_name(datasets[1].SOPInstanceUID)
+        assert cli.main(["jobs", "retry", name, "--config", str(config)]) == 0
+        wait_for(lambda: instances(settings)[1].state == "done", "the one asked for")
+        assert instances(settings)[2].state == "dead"
+        assert cli.main(["jobs", "retry", "--all", "--config", str(config)]) == 0
+        wait_for(lambda: settled(settings) and instances(settings)[2].state == "done", "the last")
+    assert capsys.readouterr().out.count("instances queued again: 1\n") == 2
+
+
+def strike_of_an_end(settings: Settings, end: Callable[[], None]) -> list[bool]:
+    """What a watched child is told of how the one before ended, start by start."""
+    told: list[bool] = []
+
+    def work(crashed: bool) -> Any:
+        told.append(crashed)
+        return partial(end_so, end=end)
+
+    watched = _Watched("test", settings, work)
+    watched.start()
+    try:
+        wait_for(lambda: watched.look() or len(told) == 2, "another child")
+    finally:
+        watched.child.kill()
+        watched.child.close()
+    return told
+
+
+def end_so(_settings: Settings, life: Life, *, end: Callable[[], None]) -> None:
+    life.ready({})
+    end()
+
+
+def by_state_error() -> None:
+    raise StateError("store.db is damaged")
+
+
+def by_bug() -> None:
+    raise RuntimeError
+
+
+def by_signal() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@pytest.mark.parametrize(
+    ("end", "crashed"),
+    [
+        (by_state_error, False),
+        (by_bug, False),
+        (by_signal, True),
+        (partial(os._exit, 139), True),
+    ],
+)
+def test_only_a_crash_is_held_against_an_image(tmp_path, end, crashed):
+    settings = service_settings(tmp_path)
+    settings.state.dir.mkdir()
+    assert strike_of_an_end(settings, end) == [False, crashed]
+
+
+def test_outputs_for_a_destination_that_is_gone_are_named(tmp_path, caplog):
+    settings = service_settings(tmp_path, Pacs(free_port()))  # nobody listens there
+    with running(settings):
+        assert send(settings, radiograph()) == [0x0000]
+        wait_for(lambda: [i.state for i in instances(settings)] == ["done"], "the outputs")
+    with running(settings):
+        pass
+    assert "is not configured" not in caplog.text
+    with running(service_settings(tmp_path)):
+        pass
+    assert "2 outputs wait for destination pacs, which is not configured" in caplog.text
+    assert "jobs retry --all" in caplog.text
+
+
+def test_too_little_free_space_is_said_at_the_start(tmp_path, caplog):
+    settings = service_settings(tmp_path)
+    with running(settings):
+        pass
+    assert "free space" not in caplog.text
+    scarce = settings.listener.model_copy(update={"min_free_mb": 10**9})
+    settings = settings.model_copy(update={"listener": scarce})
+    with running(settings):
+        assert send(settings, radiograph()) == [0xA700]
+    (record,) = [r for r in caplog.records if "free space" in r.getMessage()]
+    assert record.levelname == "ERROR"
+    assert str(settings.state.dir) in record.getMessage()
+    assert "listener.min_free_mb = 1000000000" in record.getMessage()
 
 
 def wait_for_ever(_settings: Settings, life: Life) -> None:

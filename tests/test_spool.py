@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from service_kit import encode, radiograph
 
 from nemt_dicom.config import Settings
-from nemt_dicom.errors import StateError, StateInUse
+from nemt_dicom.errors import DamagedBlob, StateError, StateInUse
 from nemt_dicom.receiver import Receiver, Request, digests
 from nemt_dicom.records import Arrival, Receipt
 from nemt_dicom.spool import Fs, Spool, StateLock, prepare_state_dir
@@ -125,6 +126,24 @@ def test_reception_commits_only_after_the_last_sync(tmp_path):
         "commit",
     ]
     store.close()
+
+
+def test_what_is_read_is_what_was_stored(tmp_path):
+    spool = Spool(tmp_path, process="worker")
+    spool.prepare()
+    data = os.urandom(1000)
+    digest = spool.put(data)
+    assert spool.read(digest) == data
+    for damaged in (b"", data[:-1], data[:500] + bytes(20) + data[520:]):
+        spool.path(digest).write_bytes(damaged)
+        with pytest.raises(DamagedBlob, match="its bytes are damaged"):
+            spool.read(digest)
+    spool.path(digest).unlink()
+    with pytest.raises(FileNotFoundError):
+        spool.read(digest)
+    spool.path(digest).mkdir()
+    with pytest.raises(IsADirectoryError):
+        spool.read(digest)
 
 
 class PowerCut(BaseException):
@@ -295,6 +314,102 @@ def test_sweep_removes_temporaries_and_orphans_only(tmp_path):
     assert spool.path(kept).exists()
     assert not spool.path(orphan).exists()
     assert list(spool.tmp.iterdir()) == []
+
+
+def received_by_network(spool: Spool, dataset) -> tuple[Path, Request]:
+    """As `received_file`, written by pynetdicom."""
+    path, request = received_file(spool, dataset)
+    data = path.read_bytes()
+    syntax = dataset.file_meta.TransferSyntaxUID
+    meta = create_file_meta(
+        sop_class_uid=request.sop_class_uid,
+        sop_instance_uid=request.sop_instance_uid,
+        transfer_syntax=syntax,
+    )
+    start = 144 + int.from_bytes(data[140:144], "little")
+    path.write_bytes(b"\0" * 128 + b"DICM" + encode_file_meta(meta) + data[start:])
+    return path, request
+
+
+SMALLEST = {"max_megapixels": 0.0001}
+
+
+def test_blobs_that_the_database_does_not_know_are_taken_back(tmp_path):
+    """Once and as they were received; not what is ours, not what is no whole instance."""
+    spool = Spool(tmp_path, process="listener")
+    spool.prepare()
+    store = Store(tmp_path)
+    receiver = Receiver(settings_for(tmp_path), spool, store)
+    rewritten = radiograph()
+    for dataset in (radiograph(), radiograph(uid=rewritten.SOPInstanceUID), rewritten):
+        path, request = received_by_network(spool, dataset)
+        os.utime(path, (1_700_000_000 + len(store.instances()),) * 2)
+        receiver.keep(path, request)
+    before = store.instances()
+    assert [item.state for item in before] == ["queued", "queued", "conflict"]
+    store.close()
+    whole = spool.path(before[0].blob).read_bytes()
+    partial = spool.put(whole[: len(whole) - 1])
+    others = [partial, spool.put(b""), spool.put(os.urandom(1000)), spool.put(whole[:140])]
+    ours = radiograph(Manufacturer="NEMt DICOM")
+    ours.file_meta.ImplementationClassUID = "1.2.826.0.1.3680043.9.7433.1.1"
+    others.append(spool.put(encode(ours)))
+    for file in tmp_path.glob("store.db*"):
+        file.unlink()
+
+    store = Store(tmp_path)
+    strict = Settings.model_validate(settings_for(tmp_path).model_dump() | {"input": SMALLEST})
+    receiver = Receiver(strict, spool, store)  # they were acknowledged under other settings
+    assert spool.sweep(store.blobs(), receiver.take_back) == len(others)
+    assert [spool.path(blob).exists() for blob in others] == [False] * len(others)
+    after = store.instances()
+    assert [(i.blob, i.state, i.received, i.content_digest) for i in after] == [
+        (i.blob, i.state, i.received, i.content_digest) for i in before
+    ]
+    assert spool.sweep(store.blobs(), receiver.take_back) == 0
+    # The same content in another file is known and goes, and counts as no duplicate.
+    spool.put(whole.replace(b"PYNETDICOM", b"PYNETDICON"))
+    assert spool.sweep(store.blobs(), receiver.take_back) == 1
+    assert store.instances()[0].duplicates == 0
+    store.close()
+
+
+@pytest.mark.parametrize("cut", range(132, 700, 7))
+def test_a_cut_blob_is_never_an_error(tmp_path, cut):
+    spool = Spool(tmp_path, process="listener")
+    spool.prepare()
+    path, _ = received_by_network(spool, radiograph())
+    spool.put(path.read_bytes()[:cut])
+    store = Store(tmp_path)
+    receiver = Receiver(settings_for(tmp_path), spool, store)
+    assert spool.sweep(set(), receiver.take_back) == 1
+    assert store.instances() == []
+    store.close()
+
+
+def test_what_cannot_be_read_or_recorded_is_left(tmp_path, monkeypatch, caplog):
+    spool = Spool(tmp_path, process="listener")
+    spool.prepare()
+    path, _ = received_by_network(spool, radiograph())
+    blob = spool.path(spool.put(path.read_bytes()))
+    store = Store(tmp_path)
+    receiver = Receiver(settings_for(tmp_path), spool, store)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nemt_dicom.receiver.digests", fail)
+        assert spool.sweep(set(), receiver.take_back) == 0
+        assert "cannot be read and is left: Input/output error" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "receive", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            spool.sweep(set(), receiver.take_back)
+    assert blob.exists()
+    assert spool.sweep(set(), receiver.take_back) == 0
+    assert len(store.instances()) == 1
+    store.close()
 
 
 def test_state_folder_is_for_its_owner_only(tmp_path):

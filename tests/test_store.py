@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from nemt_dicom.database import durability
 from nemt_dicom.errors import Reason, StateError
+from nemt_dicom.log import instance_name
 from nemt_dicom.records import (
     Arrival,
     DeadReason,
@@ -110,6 +111,110 @@ def test_refused_by_the_worker_stays_refused(store):
     assert states(store) == ["refused"]
     # Nothing was made of it, so corrected content under the same UID is no conflict.
     assert store.receive(arrival("1.1", "b")) is Receipt.QUEUED
+
+
+def kill_off(store: Store, uid: str) -> int:
+    """Makes the only queued instance dead; returns its id."""
+    (item,) = store.claim("w", 8)
+    assert item.sop_instance_uid == uid
+    assert store.bury("w", item.id, DeadReason.FAILED, "ValueError at x.py:1")
+    return item.id
+
+
+def test_what_is_dead_is_queued_again_where_it_is_sent_again(store):
+    store.receive(arrival("1.1"))
+    for _ in range(2):  # strikes are forgotten
+        for strike in range(MAX_STRIKES):
+            (item,) = store.claim("w", 8)
+            store.fail("w", item.id, "ValueError at x.py:1")
+            assert states(store) == ["dead" if strike == MAX_STRIKES - 1 else "queued"]
+        assert store.receive(arrival("1.1", blob="the bytes of now")) is Receipt.DUPLICATE
+        assert states(store) == ["queued"]
+    (item,) = store.instances()
+    assert (item.duplicates, item.reason, item.detail) == (2, None, None)
+    assert item.blob == "the bytes of now"
+    store.receive(arrival("1.2"))
+    assert len(store.claim("w", 8)) == 1, "it endangers no other"
+
+
+def test_dead_content_is_no_rival(store):
+    store.receive(arrival("1.1"))
+    kill_off(store, "1.1")
+    assert store.receive(arrival("1.1", "corrected")) is Receipt.QUEUED
+    assert store.receive(arrival("1.1")) is Receipt.DUPLICATE
+    assert states(store) == ["dead", "queued"], "one content of a UID is explained, not two"
+
+
+def test_a_conflict_with_what_has_died_is_none_where_it_is_sent_again(store):
+    store.receive(arrival("1.1"))
+    store.receive(arrival("1.1", "corrected"))
+    kill_off(store, "1.1")
+    assert store.receive(arrival("1.1", "corrected")) is Receipt.DUPLICATE
+    assert states(store) == ["dead", "queued"]
+    assert store.instances()[1].reason is None
+
+
+def test_retry_queues_the_dead_and_leaves_the_rest(store):
+    for uid in ("1.1", "1.2", "1.3"):
+        store.receive(arrival(uid))
+        kill_off(store, uid)
+    store.receive(arrival("1.3", "corrected"))
+    kill_off(store, "1.3")
+    store.receive(arrival("1.4"))
+    one = store.retry(["1.1"], ["pacs"])
+    assert (one.queued, one.held, one.pending, one.added, one.left) == (1, 0, 0, 0, {})
+    assert states(store) == ["queued", "dead", "dead", "dead", "queued"]
+    rest = store.retry(None, ["pacs"])
+    assert (rest.queued, rest.held) == (2, 1)
+    assert states(store) == ["queued", "queued", "dead", "queued", "queued"]
+    assert store.retry(None, ["pacs"]).queued == 0
+
+
+def test_retry_sends_again_and_to_destinations_that_are_new(store):
+    for uid in ("1.1", "1.2"):
+        store.receive(arrival(uid))
+        (item,) = store.claim("w", 8)
+        outputs = [output(f"2.{uid}")]
+        store.complete("w", item.id, outputs=outputs, destinations=["old", "pacs"], summary={})
+        parcel = due(store, "pacs")
+        assert parcel is not None
+        store.postpone(parcel, status="0xC000", detail="no", retry_at=1e8, rejected=True)
+        parcel = due(store, "pacs")
+        assert parcel is not None
+        store.give_up(parcel, status="0xC000", detail="no")
+    assert store.pending_by_destination() == {"old": 2}
+    one = store.retry(["1.1"], ["pacs", "new"])
+    assert (one.queued, one.pending, one.added, one.left) == (0, 1, 1, {"old": 1})
+    parcel = due(store, "pacs", 0)
+    assert parcel is not None
+    assert (parcel.output.sop_instance_uid, parcel.rejections) == ("2.1.1", 0)
+    assert store.pending_by_destination() == {"new": 1, "old": 2, "pacs": 1}
+    store.sent(parcel, status="0x0000")
+    rest = store.retry(None, ["pacs", "new"])
+    assert (rest.pending, rest.added, rest.left) == (1, 1, {"old": 2})
+    assert store.pending_deliveries() == 2 + 2 + 1
+    assert store.destinations() == {"new", "old", "pacs"}
+
+
+def test_found_by_uid_or_by_the_name_of_the_log(store):
+    store.receive(arrival("1.1"))
+    (item,) = store.claim("w", 8)
+    store.complete("w", item.id, outputs=[output("2.1")], destinations=["pacs"], summary={})
+    keys = ["1.1", instance_name("1.1"), "2.1", instance_name("2.1")]
+    assert [store.find(key) for key in keys] == ["1.1"] * 4
+    assert store.find("1.2") is None
+
+
+def test_passed_over(store):
+    for uid in ("1.1", "1.2", "1.3"):
+        store.receive(arrival(uid))
+    first = store.instances()[0].id
+    assert [item.sop_instance_uid for item in store.claim("w", 1, without={first})] == ["1.2"]
+    store.release("w", alone=True)
+    assert [item.sop_instance_uid for item in store.claim("w", 8)] == ["1.2"]
+    store.release("w")
+    second = store.instances()[1].id
+    assert store.claim("w", 8, without={first, second})[0].sop_instance_uid == "1.3"
 
 
 def test_first_committed_bytes_win(store):
@@ -296,6 +401,9 @@ def test_commits_are_on_the_disk(tmp_path):
     store.close()
 
 
+EXPLAINED = {"queued", "inferring", "done"}
+
+
 class StoreMachine(RuleBasedStateMachine):
     """Arrivals, workers that crash, deliveries: nothing acknowledged is lost or done twice."""
 
@@ -310,6 +418,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.ended: dict[int, str] = {}
         self.frozen: dict[str, str] = {}
         self.sent: set[str] = set()
+        self.given_up: set[str] = set()
         self.serial = 0
 
     def teardown(self) -> None:
@@ -322,10 +431,41 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(uid=uids, content=contents)
     def receive(self, uid: str, content: str) -> None:
+        before = {
+            item.content_digest: item
+            for item in self.store.instances(sop_instance_uid=uid)
+            if item.blob
+        }
         receipt = self.store.receive(arrival(uid, content))
         known = (uid, content) in self.acknowledged
         assert (receipt is Receipt.DUPLICATE) == known
         self.acknowledged.add((uid, content))
+        rivals = [i for digest, i in before.items() if digest != content and i.state in EXPLAINED]
+        (after,) = [
+            item
+            for item in self.store.instances(sop_instance_uid=uid)
+            if item.content_digest == content
+        ]
+        if not known or before[content].state in {"dead", "conflict"}:
+            kept = before[content].state if known else "conflict"
+            assert after.state == (kept if rivals else "queued")
+            if after.state == "queued":
+                self.ended.pop(after.id, None)
+
+    @rule(uid=st.none() | uids)
+    def retry(self, uid: str | None) -> None:
+        dead = {item.id for item in self.store.instances(state=InstanceState.DEAD)}
+        done = self.store.retry(None if uid is None else [uid], ["pacs"])
+        queued = {i.id for i in self.store.instances(state=InstanceState.QUEUED)} & dead
+        assert len(queued) == done.queued
+        for key in queued:
+            self.ended.pop(key, None)
+        if uid is None:
+            assert done.held + done.queued == len(dead)
+            assert done.pending == len(self.given_up)
+            self.given_up.clear()
+        else:
+            self.given_up.discard(f"2.{uid}")
 
     @rule(uid=uids, content=contents)
     def refuse_arrival(self, uid: str, content: str) -> None:
@@ -384,7 +524,7 @@ class StoreMachine(RuleBasedStateMachine):
             return
         uid = parcel.output.sop_instance_uid
         assert parcel.output.blob == self.frozen[uid]
-        assert uid not in self.sent
+        assert uid not in self.sent | self.given_up
         if answer == "sent":
             self.store.sent(parcel, status="0x0000")
             self.sent.add(uid)
@@ -392,7 +532,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.postpone(parcel, status=None, detail="", retry_at=0, rejected=False)
         else:
             self.store.give_up(parcel, status="0xC000", detail="")
-            self.sent.add(uid)
+            self.given_up.add(uid)
 
     def note_dead(self) -> None:
         for item in self.store.instances(state=InstanceState.DEAD):
@@ -408,6 +548,8 @@ class StoreMachine(RuleBasedStateMachine):
         for item in items:
             if item.id in self.ended:
                 assert item.state == self.ended[item.id]
+        explained = [item.sop_instance_uid for item in items if item.state in EXPLAINED]
+        assert len(explained) == len(set(explained)), "two contents of one UID"
         inferring = {item.id for item in items if item.state == "inferring"}
         assert inferring == set(self.held)
 

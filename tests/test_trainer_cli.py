@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import tomllib
+from collections.abc import Callable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from synthetic_sets import write_nih, write_rsna
 
 from nemt_dicom.bundle import Bundle, write_manifest
 from nemt_dicom.config import ExplanationSettings, InputSettings
+from nemt_dicom.errors import TrainingError
 from nemt_dicom.explainer import Explainer
 from nemt_dicom.radiograph import Radiograph
+from trainer import run
 from trainer.card import model_card
 from trainer.cli import main, read_arguments
-from trainer.config import Places
+from trainer.config import NEM_U, Places, TrainingConfig
+from trainer.metrics import features_in_step
+from trainer.options import build_parser
 from trainer.origin import start_of, trained_by
 from trainer.precision import has_bfloat16
 
@@ -97,6 +102,22 @@ def test_the_card_says_what_it_must_and_names_no_folder(trained: Path) -> None:
         assert text in card
     for text in (card, (trained / "manifest.json").read_text("utf-8")):
         assert str(trained.parent) not in text
+
+
+def test_the_card_says_how_faithfulness_was_measured_at_this_size(trained: Path) -> None:
+    card = (trained / "MODEL_CARD.md").read_text("utf-8")
+    assert f"faithfulness: {features_in_step(64)} values of 64 x 64 a step" in card
+
+
+@pytest.mark.parametrize(
+    ("minutes", "words"),
+    [(0.2, "less than a minute"), (1.2, "1 minute"), (20.7, "21 minutes")],
+)
+def test_the_card_says_how_long_it_took(trained: Path, minutes: float, words: str) -> None:
+    bundle = Bundle.load(trained)
+    content = bundle.manifest.model_dump(mode="json")
+    content["training"]["minutes"] = minutes
+    assert f", in {words}." in model_card(content, bundle.architecture.to_manifest())
 
 
 def test_the_run_folder(trained: Path) -> None:
@@ -257,6 +278,18 @@ def test_out_must_be_new(trained: Path, capsys: pytest.CaptureFixture[str]) -> N
         ({"--label-smoothing": "0.5"}, "label smoothing"),
         ({"--area-weight": "0"}, "area weight"),
         ({"--batch": "0"}, "at least 1"),
+        ({"--size": "16"}, "the size is 32 to 2048"),
+        ({"--size": "4096"}, "the size is 32 to 2048"),
+        ({"--classifier-lr": "-1"}, "step size"),
+        ({"--classifier-lr": "0"}, "step size"),
+        ({"--classifier-lr": "nan"}, "classifier_lr is nan"),
+        ({"--full-from": "inf"}, "full_from is inf"),
+        ({"--exponent": "0"}, "exponent"),
+        ({"--seed": "-1"}, "seed"),
+        ({"--seed": str(2**63)}, "seed"),
+        ({"--threads": "1000000"}, "threads"),
+        ({"--decoder-width": "0"}, "decoder's width"),
+        ({"--neighbourhood": "65"}, "neighbourhood"),
     ],
 )
 def test_what_cannot_be_trained_fails_with_a_reason(
@@ -279,15 +312,6 @@ def test_a_bundles_outputs_are_its_own(
         assert "change nothing here" in capsys.readouterr().err
 
 
-def test_a_gpu_that_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    given = ["--target", "pneumonia", "--data", str(tmp_path / "none"), "--device", "cuda"]
-    assert main([*given, "--out", str(tmp_path / "out")]) == 1
-    assert "no GPU" in capsys.readouterr().err
-
-
 def test_a_label_that_only_bad_images_have_ends_the_run_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,6 +323,82 @@ def test_a_label_that_only_bad_images_have_ends_the_run_before_training(
     assert main(given) == 1
     assert "the test split has no image with 'pneumonia', of 4" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_steps_decay_is_not_negative() -> None:
+    with pytest.raises(TrainingError, match="weight decay"):
+        TrainingConfig(classifier_weight_decay=-0.1)
+
+
+@pytest.mark.parametrize("task", [[], ["--ablation"]], ids=["run", "ablation"])
+@pytest.mark.parametrize(
+    "place", [lambda file: file, lambda file: file / "new", lambda file: Path("x" * 300)]
+)
+def test_out_is_tried_before_anything_is_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: Callable[[Path], Path],
+    task: list[str],
+) -> None:
+    def read(*_: Any, **__: Any) -> None:
+        pytest.fail("it was read")
+
+    monkeypatch.setattr(run, "find_cases", read)
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    assert main([*QUICK, *task, "--data", "data", "--out", str(place(file))]) == 1
+    error = capsys.readouterr().err
+    assert "choose another --out" in error
+    assert len(error.strip().splitlines()) == 1
+    assert file.read_text() == "not a folder"
+
+
+def test_a_processor_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given = ["--target", "pneumonia", "--data", "data", "--out", "out"]
+    assert main([*given, "--device", "cuda"]) == 1
+    assert "PyTorch finds no GPU: leave --device out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backbone", "test_vit", "--size", "65"], "'test_vit' on images of 65 x 65"),
+        (["--backbone", ""], "timm has no model ''"),
+        (["--backbone", "hf-hub:nobody/nothing"], "timm has no model"),
+    ],
+)
+def test_a_backbone_that_does_not_fit_is_told_before_images_are_read(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    def read(*_: Any, **__: Any) -> None:
+        pytest.fail("it was read")
+
+    monkeypatch.setattr(run, "load_split", read)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    data = ["--data", str(trained.parent / "nih"), "--out", str(tmp_path / "new")]
+    assert main([*QUICK, *data, *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_representation_is_trained_until_its_loss_settles() -> None:
+    given = ["--target", "pneumonia", "--data", "data", "--out", "out", "--objective", "nem-u"]
+    config, _, _ = read_arguments(given)
+    assert (config.mask_epochs, config.keep) == (12, "loss")
+    config, _, _ = read_arguments([*given, "--mask-epochs", "3", "--keep", "last"])
+    assert (config.mask_epochs, config.keep) == (3, "last")
+    config, _, _ = read_arguments([*given, "--preset", "paper", "--initial-weights", "w"])
+    assert (config.mask_epochs, config.keep) == (5, "last")
+    told = " ".join(build_parser().format_help().split())
+    assert all(f"{name} {value}" in told for name, value in NEM_U["default"].items())
 
 
 def test_imagenet_weights_are_for_one_backbone(

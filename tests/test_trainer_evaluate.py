@@ -22,7 +22,15 @@ from nemt_dicom import cli as service
 from nemt_dicom.bundle import Bundle, save, write_manifest
 from nemt_dicom.config import Settings
 from nemt_dicom.worker import PipelineEngine
-from trainer import baselines, dependence, maps, perturbation, relabelled, thorough
+from trainer import (
+    baselines,
+    dependence,
+    maps,
+    perturbation,
+    relabelled,
+    result_store,
+    thorough,
+)
 from trainer.baselines import METHODS, Method
 from trainer.checks import QUESTIONS, checks, verdict
 from trainer.cli import main as train
@@ -31,6 +39,7 @@ from trainer.config import TrainingConfig
 from trainer.decisions import mask_areas
 from trainer.eval_cli import main
 from trainer.progress import Silent
+from trainer.result_store import ResultStore
 
 FILES = {
     "report.html", "report.md", "metrics.csv", "summary.json", "bars.png", "panels.png",
@@ -198,15 +207,28 @@ def _no_time(network: Any, methods: dict[str, Method], *_: Any) -> dict[str, Any
 def test_a_slow_method_sees_the_subset_and_the_table_says_so(
     sets: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maps, "SLOW", 0.0)
+    clock, gradcam = [0.0], METHODS["gradcam"]
+
+    def takes_a_second(*arguments: Any) -> Any:
+        clock[0] += 1.0
+        return gradcam.maps(*arguments)
+
+    slow = replace(gradcam, settings="slow", maps=takes_a_second)  # whose maps are not kept yet
+    monkeypatch.setitem(METHODS, "gradcam", slow)
+    monkeypatch.setattr(maps, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(maps, "SLOW", 0.5)
     monkeypatch.setattr(maps, "SUBSET", 5)
+    monkeypatch.setattr("trainer.evaluate.time_methods", _no_time)
     out = sets / "slow"
-    assert call(bundle, sets / "rsna", out, "--quick", "--methods", "gradcam,random") == 0
-    assert summary(out)["methods"]["gradcam"]["relevance_mass"]["n"] == 5
-    assert "GradCAM, 5 of 16 images" not in (out / "report.md").read_text("utf-8")  # all are slow
-    monkeypatch.setattr(maps, "SLOW", 5.0)
-    assert call(bundle, sets / "rsna", out, "--quick", "--methods", "gradcam", "--resume") == 0
+    given = ("--quick", "--methods", "gradcam,random")
+    assert call(bundle, sets / "rsna", out, *given) == 0
+    counts = {key: row["relevance_mass"]["n"] for key, row in summary(out)["methods"].items()}
+    assert counts == {"nemt": 16, "gradcam": 5, "random": 16, "shuffled_module": 16}
+    assert (out / "report.md").read_text("utf-8").count("| GradCAM, 5 of 16 images |") == 1
+    monkeypatch.setattr(maps, "SLOW", 1.5)
+    assert call(bundle, sets / "rsna", out, *given, "--resume") == 0
     assert summary(out)["methods"]["gradcam"]["relevance_mass"]["n"] == 16
+    assert "of 16 images |" not in (out / "report.md").read_text("utf-8")
 
 
 def test_u_relax_is_as_slow_as_relax(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +509,6 @@ def test_what_cannot_be_evaluated_says_why(
 
 def test_a_result_cut_off_is_computed_again(sets: Path, bundle: Path, whole: Path) -> None:
     from trainer.cache import default_cache
-    from trainer.result_store import ResultStore
 
     store = ResultStore(default_cache(), Bundle.load(bundle), "cpu")
     store.save({"score": np.array(0.5)}, "kind", "of")
@@ -499,9 +520,33 @@ def test_a_result_cut_off_is_computed_again(sets: Path, bundle: Path, whole: Pat
     assert ResultStore(default_cache(), Bundle.load(bundle), "cuda").load("kind", "of") is None
 
 
+@pytest.mark.parametrize("library", ["torch", "timm", "quantus", "grad-cam", "captum", "numpy"])
+def test_another_version_of_a_library_computes_anew(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    def compute() -> dict[str, Any]:
+        computed.append(library)
+        return {}
+
+    computed: list[str] = []
+    known = result_store.version
+    for newer in ("", "", library):
+        monkeypatch.setattr(
+            result_store, "version", lambda name, newer=newer: known(name) + "1" * (name == newer)
+        )
+        ResultStore(tmp_path, Bundle.load(bundle), "cpu").remember(compute, "kind")
+    assert len(computed) == 2
+
+
+def test_the_code_of_every_method_is_part_of_what_is_kept() -> None:
+    methods = {**METHODS, **baselines.for_representations("cpu")}.values()
+    named = (baselines.mean_of_boxes([np.ones((2, 2), bool)]), baselines.shuffled_module())
+    code = {method.maps.__module__ for method in (*methods, *named)}
+    assert code <= {module.__name__ for module in result_store.OF_MAPS}
+
+
 def test_weights_are_part_of_what_is_kept(sets: Path, bundle: Path) -> None:
     from trainer.cache import default_cache
-    from trainer.result_store import ResultStore
 
     other = sets / "other-weights"
     shutil.copytree(bundle, other)
@@ -530,6 +575,17 @@ def test_the_summary_line() -> None:
     assert line == "FAIL: 3 of 6 checks pass, 1 could not be asked" + ". Is it? No: 0.1" * 3
 
 
+def test_images_without_an_answer_are_no_question_more() -> None:
+    own = {"failed": 3, "faithfulness": {"mean": 0.5, "lo": 0.4, "hi": 0.6, "n": 9}}
+    found = checks({"methods": {"nemt": own}, "mask_area": {}})
+    assert verdict(found) == (
+        "FAIL: 1 of 2 checks pass, 6 could not be asked. "
+        "Does it answer for every image? No: 3 images failed"
+    )
+    whole = [found[0]] * QUESTIONS + found[1:]
+    assert verdict(whole).startswith("FAIL: 7 of 8 checks pass. Does")
+
+
 def test_a_module_that_learnt_nothing_is_told_apart() -> None:
     """The check's figure: paired by image, of two sets of masks that are as good or not."""
     random = np.random.default_rng(0)
@@ -551,6 +607,46 @@ def test_a_module_that_learnt_nothing_is_told_apart() -> None:
         found = checks({"methods": rows, "mask_area": {}})
         answers = {check["question"]: check["passed"] for check in found}
         assert answers["has the explanation module learnt where to look?"] is passed
+
+
+@pytest.mark.parametrize("given", ["target_model_file", "initial_weights_file"])
+def test_labels_are_not_shuffled_where_training_began_with_a_file(
+    sets: Path,
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: str,
+) -> None:
+    copy = sets / given
+    shutil.copytree(bundle, copy)
+    content = Bundle.load(copy).manifest.model_dump(mode="json")
+    content["training"][given] = "0" * 64
+    write_manifest(copy, content)
+    monkeypatch.setattr("trainer.eval_cli.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    out = sets / f"{given}-report"
+    assert call(copy, sets / "rsna", out, "--label-randomisation") == 1
+    assert "leave --label-randomisation out" in capsys.readouterr().err
+
+
+def test_nonsense_is_refused_in_a_line(
+    sets: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = sets / "file"
+    file.write_text("not a folder")
+    for out, options, message in (
+        (sets / "new", ["--threads", "-1"], "--threads"),
+        (sets / "new", ["--threads", "1000000"], "--threads"),
+        (sets / "new", ["--device", "cuda"], "finds no GPU"),
+        (file, [], "is a file"),
+        (file / "new", [], "cannot be made"),
+        (sets / ("x" * 300), [], "cannot be made"),
+    ):
+        assert call(bundle, sets / "rsna", out, *options) == 1, message
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.strip().splitlines()) == 1
+    assert not (sets / "new").exists()
 
 
 @pytest.mark.parametrize("has", [True, False])

@@ -9,7 +9,8 @@ import torch
 
 from nemt_dicom.bundle import Bundle
 from nemt_dicom.network import ExplainedNetwork
-from trainer.baselines import METHODS, Maps
+from trainer.arrays import Maps
+from trainer.baselines import METHODS
 from trainer.cache import default_cache, load_examples
 from trainer.datasets import find_cases_to_evaluate
 from trainer.metrics import (

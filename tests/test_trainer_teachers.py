@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from synthetic_sets import write_nih
+from training_kit import stopped_after
 
 from nemt_dicom.bundle import Bundle
-from trainer import teachers, train
+from trainer import teachers
 from trainer.classifier import ClassifierStage
 from trainer.cli import main, read_arguments
 from trainer.distributed import Team
@@ -55,20 +56,10 @@ def test_teachers_are_trained_first_and_leave_no_file(uninterrupted: Path) -> No
 
 @pytest.mark.parametrize("steps", [3, 8, 12, 20, 23], ids=lambda n: f"after {n} steps")
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(
-    data: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+    data: Path, uninterrupted: Path, tmp_path: Path, steps: int
 ) -> None:
-    left, whole = iter(range(steps)), train.take_step
-
-    def take_step(*arguments: Any) -> Any:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return whole(*arguments)
-
     out = tmp_path / "bundle"
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "SAVE_EVERY", -1.0)
-        patch.setattr(train, "take_step", take_step)
-        assert main(command(data, out)) == 130
+    assert stopped_after(steps, command(data, out)) == 130
     require_same_end(data, out, uninterrupted)
 
 

@@ -19,6 +19,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from synthetic_sets import write_nih
+from training_kit import stopped_after
 
 from nemt_dicom.errors import TrainingError
 from trainer import explanation, train
@@ -112,24 +113,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 
 def test_a_checkpoint_within_an_epoch_is_as_good(
-    data: Path,
-    uninterrupted: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    data: Path, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steps, whole = iter(range(30)), train.take_step
-
-    def until_the_thirtieth(*arguments: Any) -> Any:
-        if next(steps, None) is None:
-            raise KeyboardInterrupt
-        return whole(*arguments)
-
     out = tmp_path / "bundle"
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "SAVE_EVERY", -1.0)
-        patch.setattr(train, "take_step", until_the_thirtieth)
-        assert main(command(data, out)) == 130
+    assert stopped_after(30, command(data, out)) == 130
     assert "--resume goes on" in capsys.readouterr().err
     standing, _, _ = CheckpointFile(out / "run" / "checkpoint.pt").load() or pytest.fail("no file")
     assert (standing.epoch, standing.done) == (2, 30 - len(batches_of(data)))

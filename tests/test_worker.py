@@ -3,7 +3,9 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,108 @@ def test_a_missing_file_is_not_tried_for_ever(bench):
     up.spool.path(up.store.instances()[0].blob).unlink()
     up.work()
     assert up.states() == ["failed"]
+
+
+class FailingReads(CountingEngine):
+    """Cannot read what is at `bad`, or anything while that is None."""
+
+    def __init__(self, settings: Settings, number: int) -> None:
+        super().__init__(settings)
+        self.number = number
+        self.bad: Path | None = None
+        self.healthy = False
+        self.failures = 0
+
+    def read(self, path: Path) -> Any:
+        if not self.healthy and self.bad in {None, path}:
+            self.failures += 1
+            raise OSError(self.number, os.strerror(self.number))
+        return super().read(path)
+
+
+@contextmanager
+def at_work(up: Bench, engine: StandInEngine | None = None) -> Iterator[Callable[..., None]]:
+    """A worker in a thread; gives what waits for a condition while it lives."""
+    stop = threading.Event()
+    working = Worker(up.settings, engine or up.engine, up.spool, up.store)
+    thread = threading.Thread(target=working.run, args=(Life(stop=stop, ready=lambda _: None),))
+    thread.start()
+
+    def until(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert thread.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    try:
+        yield until
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENODEV])
+@pytest.mark.parametrize("queued", [1, 3])
+def test_a_failing_disk_charges_nothing_and_is_waited_for(bench, monkeypatch, queued, number):
+    monkeypatch.setattr(worker, "NO_ROOM_PAUSE", 0.001)
+    up = bench()
+    up.queue(*[""] * queued)
+    engine = FailingReads(up.settings, number)
+    with at_work(up, engine) as until:
+        until(lambda: engine.failures > 12)
+        assert set(up.states()) <= {"queued", "inferring"}
+        engine.healthy = True
+        until(lambda: up.states() == ["done"] * queued)
+
+
+def test_one_file_that_the_disk_fails_on_does_not_block_the_others(bench, monkeypatch):
+    monkeypatch.setattr(worker, "NO_ROOM_PAUSE", 0.001)
+    up = bench()
+    up.queue(*[""] * 6)
+    engine = FailingReads(up.settings, errno.EIO)
+    engine.bad = up.spool.path(up.store.instances()[1].blob)
+    with at_work(up, engine) as until:
+        until(lambda: up.states().count("done") == 5)
+        up.queue("")
+        until(lambda: up.states().count("done") == 6 and engine.failures > 12)
+        assert up.states()[1] in {"queued", "inferring"}
+        engine.healthy = True
+        until(lambda: up.states() == ["done"] * 7)
+
+
+@pytest.mark.parametrize("how", ["moved away", "not mounted"])
+def test_a_spool_that_is_away_buries_nothing(bench, monkeypatch, how):
+    monkeypatch.setattr(worker, "NO_ROOM_PAUSE", 0.001)
+    up = bench()
+    up.queue("", "", "")
+    away = up.spool.blobs.with_name("away")
+    up.spool.blobs.rename(away)
+    if how == "not mounted":
+        up.spool.blobs.mkdir()
+    with at_work(up) as until:
+        until(lambda: up.store.instances()[0].attempts > 5)
+        assert set(up.states()) <= {"queued", "inferring"}
+        away.rename(up.spool.blobs)
+        until(lambda: up.states() == ["done"] * 3)
+
+
+def test_damaged_bytes_are_not_explained(bench):
+    """They may decode and be drawn on; when the image is sent again, the true ones are."""
+    up = bench()
+    up.queue("", "")
+    blob = up.spool.path(up.store.instances()[0].blob)
+    data = bytearray(blob.read_bytes())
+    whole = bytes(data)
+    data[-10] ^= 1
+    blob.write_bytes(data)
+    up.work()
+    assert up.states() == ["failed", "done"]
+    assert up.store.instances()[0].detail == "its bytes are damaged"
+    up.spool.put(whole)
+    up.store.retry(None, destinations=[])
+    up.work()
+    assert up.states() == ["done", "done"]
 
 
 class FullDisk(Fs):

@@ -32,6 +32,7 @@ from .run import (
     make_repeatable,
     prepare,
     require_same,
+    require_writable,
 )
 from .train import Run, fit
 from .truth import ground_truth
@@ -80,6 +81,7 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
         raise TrainingError("the ablation has neither teachers nor a module that is kept")
     recipes = variants(config)
     config = recipes[BASE]
+    require_writable(places.out)
     make_repeatable(config)
     places.out.mkdir(parents=True, exist_ok=True)
     team = Team.join(config.device)

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -22,17 +23,18 @@ from torch import Tensor
 
 from nemt_dicom.network import ExplainedNetwork
 
+from .arrays import Images, Maps
 from .explanation import soft_masks
 from .perturbation import AREA, RISE_MASKS, rise, smooth_pixel_mask
 from .perturbation import STEPS as MASK_STEPS
 from .relax import MASKS, relax, u_relax
 
-Images = NDArray[np.float32]
-Maps = NDArray[np.float32]
 MapFunction = Callable[[ExplainedNetwork, Images], Maps]
 
 NEMT = "nemt"
 """Key of the explanation module among the methods."""
+SHUFFLED = "shuffled_module"
+"""Key of the explanation module with shuffled weights among the methods."""
 
 STEPS = 50
 """Integrated Gradients: points on the path, captum's default and the paper's time of 0.049 s."""
@@ -183,6 +185,29 @@ def mean_of_boxes(boxes: Sequence[NDArray[np.bool_]]) -> Method:
         f"{hashlib.sha256(mean.tobytes()).hexdigest()[:12]}",
         maps=lambda network, images: np.broadcast_to(mean, (len(images), *mean.shape)),
     )
+
+
+def shuffled_module() -> Method:
+    """The explanation module with the values of each of its weights in a random order.
+
+    What the classifier alone brings to a mask that is weighed by its local probability: a module
+    that is no better than this one has learnt nothing.
+    """
+    return Method(
+        name="explanation module, shuffled",
+        library="",
+        settings=f"the values of each weight in a random order, seed {SEED}",
+        maps=lambda network, images: soft_masks(_shuffled(network), images)[1],
+    )
+
+
+def _shuffled(network: ExplainedNetwork) -> ExplainedNetwork:
+    copy = deepcopy(network)
+    generator = torch.Generator().manual_seed(SEED)
+    for weight in copy.explanation_module.parameters():
+        order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+        weight.data = weight.data.flatten()[order].view_as(weight)
+    return copy
 
 
 def _rise_masks(device: str) -> int:

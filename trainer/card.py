@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from .metrics import features_in_step
 from .origin import start_of, taken_from
 from .result_tables import (
     checks_table,
@@ -76,7 +77,7 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
         + "\n\nSplits are by patient over all sources together; where no table has a validation "
         f"split, it is a stable {training['recipe']['validation_share']:.0%} of the training "
         f"patients. {_untouched(training, data)}\n\n" + "\n".join(f"- {text}" for text in terms),
-        _figures(metrics),
+        _figures(metrics, description["preprocessing"]["size"]),
         f"## Thresholds\n\n{_thresholds(description)}",
         "## Known biases and limits\n\n" + "\n".join([*biases, GENERAL_BIAS]),
         _origin(training),
@@ -188,7 +189,7 @@ def _further_terms(recipe: dict[str, Any]) -> str:
     return "".join(f", {text} with weight {weight:g}" for text, weight in found if weight)
 
 
-def _figures(metrics: dict[str, Any]) -> str:
+def _figures(metrics: dict[str, Any], side: int) -> str:
     of = metrics["evaluated"]
     share = metrics.get("truth_share")
     truth = (
@@ -205,9 +206,10 @@ def _figures(metrics: dict[str, Any]) -> str:
         "All methods explain the same output of the same classifier; each map is min-max "
         "normalised. Mass: share of the map inside the ground truth. Rank: share of the k highest "
         "pixels inside, k its area. Complexity, sparseness and faithfulness are Quantus' "
-        "(faithfulness: 896 values of 224 x 224 a step, removed ones black; not defined, and left "
-        "out, where the map is constant or p does not change). Seconds: one image at a time, warm, "
-        f"in one run.\n\n{paper_table(metrics)}\n\n*Own less others*: less the score of the other "
+        f"(faithfulness: {features_in_step(side)} values of {side} x {side} a step, removed ones "
+        "black; not defined, and left out, where the map is constant or p does not change). "
+        "Seconds: one image at a time, warm, in one run.\n\n"
+        f"{paper_table(metrics)}\n\n*Own less others*: less the score of the other "
         "images' maps on the same ground truth, which is 0 for a map that ignores the image. "
         f"Differences are paired by image.\n\n{differences_table(metrics)}"
     )
@@ -257,8 +259,14 @@ def _origin(training: dict[str, Any]) -> str:
         f"## Origin\n\n{made} by `nemt-train` {code['version']} at commit "
         f"`{code['commit']}`{dirty} (SHA-256 of its Python sources `{code['sources'][:16]}...`), "
         f"seed {training['recipe']['seed']}, on {training['device']}, in "
-        f"{training['minutes']:.0f} minutes{since}.{_of_the_target_model(training)}"
+        f"{_duration(training['minutes'])}{since}.{_of_the_target_model(training)}"
     )
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1:
+        return "less than a minute"
+    return f"{minutes:.0f} minute{'s' * (round(minutes) > 1)}"
 
 
 def _of_the_target_model(training: dict[str, Any]) -> str:

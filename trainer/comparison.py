@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import removal
-from .baselines import NEMT, Images
+from .arrays import Images, Regions
+from .baselines import NEMT
 from .maps import Attributed, seeded_subset
 from .metrics import (
     Probability,
@@ -30,7 +31,6 @@ from .metrics import (
 )
 from .result_store import SCORES_CODE, Arrays, ResultStore, digest
 
-Regions = NDArray[np.bool_]
 Row = dict[str, Any]
 Columns = dict[str, Scores]
 """The name of a metric -> a score of each image (N,), NaN where there is none."""

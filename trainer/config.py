@@ -1,5 +1,6 @@
 """What a training run is told: a recipe, kept whole in the bundle, and where things lie."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from .layouts import ALL
 from .objectives import Response, TrainingFill
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+
+MOST_THREADS = 1024
 
 ObjectiveName = Literal["nemt", "nemt-predicted", "nem-u", "literal"]
 
@@ -118,7 +121,20 @@ class TrainingConfig:
     gamma: float = 0.5
     sensitivity: float | None = None
 
+    def _require_numbers(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise TrainingError(f"{name} is {value}: give a finite number")
+        try:
+            _ = self.preprocessing
+        except ValueError as error:
+            raise TrainingError(
+                "the size is 32 to 2048 pixels, the percentiles are 0 to 100, the low one below "
+                "the high one"
+            ) from error
+
     def __post_init__(self) -> None:
+        self._require_numbers()
         counts = (
             self.batch,
             self.accumulate,
@@ -132,14 +148,19 @@ class TrainingConfig:
                 min(counts) < 1,
                 "batch, accumulate, threads, neighbourhood and epochs are at least 1",
             ),
+            (self.threads > MOST_THREADS, f"there are at most {MOST_THREADS} threads"),
+            (not 0 <= self.seed < 2**63, "the seed is at least 0 and below 2^63"),
+            (self.neighbourhood > self.size, "the neighbourhood is no wider than the image"),
             (self.accumulate > self.batch, "a batch cannot be computed in more parts than images"),
             (not 0 <= self.label_smoothing < 0.5, "label smoothing is at least 0 and below 0.5"),
             (
                 min(self.frozen_stages, self.teachers) < 0,
                 "the numbers of frozen stages and of teachers are not negative",
             ),
-            (not self.gamma > 0, "gamma is positive"),
-            (not self.area_weight > 0, "the area weight is positive"),
+            (
+                min(self.classifier_lr, self.gamma, self.exponent, self.area_weight) <= 0,
+                "the classifier's step size, gamma, the exponent and the area weight are positive",
+            ),
             (
                 min(
                     self.preservation,
@@ -147,11 +168,12 @@ class TrainingConfig:
                     self.binary_weight,
                     self.auxiliary_weight,
                     self.mined_weight,
+                    self.classifier_weight_decay,
                     self.noise,
                 )
                 < 0,
                 "the weights of preservation, agreement, binary masks, auxiliary and mined labels, "
-                "and the noise, are not negative",
+                "the weight decay and the noise are not negative",
             ),
             (not 0 <= self.area_warmup <= 1, "the area warm-up is a share of all steps, 0 to 1"),
             (not 0 <= self.average < 1, "the running average keeps a share of at least 0, below 1"),
@@ -162,9 +184,13 @@ class TrainingConfig:
             ),
             (
                 self.objective == "nem-u" and self.keep == "faithful",
-                "faithfulness is of a target, and a representation has none: keep the last epoch",
+                "faithfulness is of a target, and a representation has none: keep the last epoch "
+                "or the one with the least loss",
             ),
-            (self.decoder_width % 8 != 0, "the decoder's width is a multiple of 8"),
+            (
+                self.decoder_width < 8 or self.decoder_width % 8 != 0,
+                "the decoder's width is a positive multiple of 8",
+            ),
         ):
             if wrong:
                 raise TrainingError(text)
@@ -238,13 +264,14 @@ NEM_U: dict[str, dict[str, Any]] = {
         "full_from": None,
         "gamma": 1.0,
         "mask_balanced": False,
-        "keep": "last",
+        "mask_epochs": 12,
+        "keep": "loss",
         "teachers": 0,
     },
     "paper": {"area_weight": 0.125, "neighbourhood": 1},
 }
 """What the objective "nem-u" brings along to each preset. The paper smooths in the supervised case
-only."""
+only. Without labels there is nothing that more epochs would learn by heart."""
 
 
 OF_THE_TARGET_MODEL = (

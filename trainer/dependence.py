@@ -19,13 +19,11 @@ from scipy.stats import spearmanr
 
 from nemt_dicom.network import ExplainedNetwork
 
-from .baselines import NEMT, Images, Maps, Method
+from .arrays import Images, Maps
+from .baselines import NEMT, Method
 from .comparison import average, figure
-from .explanation import soft_masks
 from .progress import Progress
 
-SHUFFLED = "shuffled_module"
-"""Key of the explanation module with shuffled weights among the methods."""
 GROUPS = 8
 """Groups of layers that are randomised one after the other."""
 SURVIVES = 0.5
@@ -44,29 +42,6 @@ def similarity(before: Maps, after: Maps) -> NDArray[np.float64]:
         if a.max() > a.min() and b.max() > b.min():
             found[i] = spearmanr(a.ravel(), b.ravel()).statistic
     return found
-
-
-def shuffled_module() -> Method:
-    """The explanation module with the values of each of its weights in a random order.
-
-    What the classifier alone brings to a mask that is weighed by its local probability: a module
-    that is no better than this one has learnt nothing.
-    """
-    return Method(
-        name="explanation module, shuffled",
-        library="",
-        settings=f"the values of each weight in a random order, seed {SEED}",
-        maps=lambda network, images: soft_masks(_shuffled(network), images)[1],
-    )
-
-
-def _shuffled(network: ExplainedNetwork) -> ExplainedNetwork:
-    copy = deepcopy(network)
-    generator = torch.Generator().manual_seed(SEED)
-    for weight in copy.explanation_module.parameters():
-        order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-        weight.data = weight.data.flatten()[order].view_as(weight)
-    return copy
 
 
 def layer_groups(target_model: torch.nn.Module) -> list[list[str]]:

@@ -18,6 +18,7 @@ from .bars import Bars
 from .baselines import METHODS
 from .cache import default_cache
 from .checks import checks, verdict
+from .config import MOST_THREADS
 from .datasets import Dataset, find_cases_to_evaluate
 from .evaluate import evaluate
 from .memory import keep_memory
@@ -26,7 +27,7 @@ from .plan import MEAN_OF_BOXES, Evaluation, Plan, known_methods
 from .precision import require_device
 from .progress import Progress
 from .publish import publish
-from .relabelled import label_randomisation
+from .relabelled import label_randomisation, require_own_recipe
 from .result_report import write_comparison, write_report
 from .result_tables import differences_table, figures_table, paper_table, time_table
 from .seen import require_unseen
@@ -155,12 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else build_parser().parse_args(given)
     )
     options.command = shlex.join(["nemt-eval", *given])
-    if options.threads:
-        torch.set_num_threads(options.threads)
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         require_device(options.device)
+        _set_threads(options.threads)
         _require_place(options.out, resume=options.resume)
         with Bars(Console(stderr=True)) as progress:
             text = _compare(options, progress) if comparing else _evaluate(options, progress)
@@ -178,10 +178,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _set_threads(count: int) -> None:
+    if not 0 <= count <= MOST_THREADS:
+        raise DataError(f"--threads: 1 to {MOST_THREADS}, or 0 for PyTorch's own choice")
+    if count:
+        torch.set_num_threads(count)
+
+
 def _evaluate(options: argparse.Namespace, progress: Progress) -> str:
     bundle = Bundle.load(options.bundle)
     if options.into_bundle and options.split != "test":
         raise DataError("a model card takes figures of the test split only: leave --split out")
+    if options.label_randomisation:
+        require_own_recipe(bundle)
     dataset = _dataset(bundle, options, progress)
     plan = Plan(
         methods=_methods(bundle, options),
@@ -264,11 +273,14 @@ def _methods(bundle: Bundle, options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _require_place(out: Path, *, resume: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()) and not resume:
+    try:
+        if out.exists() and not out.is_dir():
+            raise DataError(f"{out} is a file; name a folder")
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out} cannot be made ({error.strerror}); choose another --out") from error
+    if any(out.iterdir()) and not resume:
         raise DataError(f"{out} is not empty; choose a new folder, or go on with --resume")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -17,19 +17,11 @@ from nemt_dicom.errors import DataError
 from nemt_dicom.network import ExplainedNetwork
 
 from . import decisions
-from .baselines import NEMT, Images, Method
+from .arrays import Images, Regions
+from .baselines import NEMT, Method
 from .cache import Examples, load_examples
 from .checks import checks
-from .comparison import (
-    Evaluated,
-    Regions,
-    average,
-    describe_metrics,
-    figure,
-    mean_curves,
-    scores,
-    table,
-)
+from .comparison import Evaluated, average, describe_metrics, figure, mean_curves, scores, table
 from .datasets import Dataset, fingerprint, name_few
 from .decisions import Device
 from .explanation import asked_without_evidence, soft_masks

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from nemt_dicom.network import ExplainedNetwork
 
-from .baselines import Images, Maps, Method
+from .arrays import Images, Maps
+from .baselines import Method
 from .progress import Progress
 from .result_store import MAPS_CODE, ResultStore, digest
 

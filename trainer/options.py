@@ -4,10 +4,11 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from .cache import default_cache
-from .config import PRESETS, TrainingConfig
+from .config import NEM_U, PRESETS, TrainingConfig
 
 DESCRIPTION = """\
 Trains a target model for one label and an explanation module on its features, and writes a bundle
@@ -163,7 +164,10 @@ def _target_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _mask_options(parser: argparse.ArgumentParser) -> None:
-    mask = parser.add_argument_group("explanation module")
+    own = ", ".join(f"{name} {value}" for name, value in NEM_U["default"].items())
+    mask = parser.add_argument_group(
+        "explanation module", fill(f"nem-u has defaults of its own: {own}", 76)
+    )
     _option(
         mask,
         "--objective",

@@ -11,7 +11,7 @@ from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import DataError, Refused
 from nemt_dicom.radiograph import Radiograph
 
-from .baselines import Images
+from .arrays import Images
 from .datasets import UNREADABLE
 from .progress import Progress
 

@@ -15,18 +15,14 @@ sorted mask (equation 4), the smoothness by a maximum convolution (equation 8).
 
 from functools import lru_cache
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from nemt_dicom.network import ExplainedNetwork, blurred, remove
 
+from .arrays import Images, Maps
 from .relax import KEPT, random_masks
-
-Images = NDArray[np.float32]
-Maps = NDArray[np.float32]
 
 RISE_MASKS = 4000
 """The authors' number for the lighter of their two networks."""

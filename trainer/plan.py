@@ -10,12 +10,20 @@ from numpy.typing import NDArray
 
 from nemt_dicom.bundle import Bundle
 
-from .baselines import METHODS, NEMT, Images, Method, for_representations, mean_of_boxes
+from .arrays import Images, Regions
+from .baselines import (
+    METHODS,
+    NEMT,
+    SHUFFLED,
+    Method,
+    for_representations,
+    mean_of_boxes,
+    shuffled_module,
+)
 from .cache import Examples, load_examples
-from .comparison import Columns, Evaluated, Regions
+from .comparison import Columns, Evaluated
 from .datasets import Case, Dataset
 from .decisions import Device
-from .dependence import SHUFFLED, shuffled_module
 from .maps import Attributed
 from .progress import Progress
 from .truth import SOURCES, ground_truth

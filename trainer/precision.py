@@ -1,4 +1,7 @@
-"""The precision that a training step is computed in; validation is always float32."""
+"""The processor, and the precision that a training step is computed in.
+
+Validation is always float32.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +14,12 @@ from torch.overrides import TorchFunctionMode
 from nemt_dicom.errors import TrainingError
 
 
+def require_device(device: str) -> None:
+    """Raises `TrainingError` where PyTorch finds no such processor."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("PyTorch finds no GPU: leave --device out")
+
+
 def has_bfloat16(device: str) -> bool:
     """Whether the processor has instructions of its own for bfloat16.
 
@@ -21,12 +30,6 @@ def has_bfloat16(device: str) -> bool:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
-
-
-def require_device(device: str) -> None:
-    """Raises `TrainingError` for "cuda" where there is no GPU."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("--device cuda: PyTorch finds no GPU here; leave it out for the CPU")
 
 
 @contextmanager

@@ -43,17 +43,8 @@ def label_randomisation(
     *,
     threads: int,
 ) -> dict[str, Any]:
-    """Similarity of the two runs' masks, and mass, area and AUC of each, JSON-able.
-
-    Raises `DataError` for a bundle whose target model was given, for its labels are not here.
-    """
+    """Similarity of the two runs' masks, and mass, area and AUC of each, JSON-able."""
     recipe = bundle.manifest.training["recipe"]
-    given_file = start_of(bundle.manifest.training)["target_model_file"]
-    if bundle.architecture.explains != "target" or given_file:
-        raise DataError(
-            "label randomisation trains the target model anew, and this bundle's was given or has "
-            "no target: leave --label-randomisation out"
-        )
     known = {field.name for field in fields(TrainingConfig)}
     given: Any = {
         k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items() if k in known
@@ -79,6 +70,20 @@ def label_randomisation(
         }
     alike = similarity(masks["true"], masks["shuffled"])
     return result | {"similarity": figure(average(alike), found.patients)}
+
+
+def require_own_recipe(bundle: Bundle) -> None:
+    """Raises `DataError` where a bundle's target model cannot be trained again as it was.
+
+    A file that it was, or that its training started from, is not here.
+    """
+    start = start_of(bundle.manifest.training)
+    given = start["target_model_file"] or start["initial_weights_file"]
+    if bundle.architecture.explains != "target" or given:
+        raise DataError(
+            "label randomisation trains the target model anew, and this bundle's was given, "
+            "started from given weights or has no target: leave --label-randomisation out"
+        )
 
 
 def _train(

@@ -17,12 +17,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-Images = NDArray[np.float32]
-Maps = NDArray[np.float32]
+from .arrays import Images, Maps
+
 Embedding = Callable[[Tensor], Tensor]
 """Images (B, C, S, S) in [0, 1] -> representations (B, D)."""
 

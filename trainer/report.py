@@ -1,4 +1,4 @@
-"""What a training run leaves for people: its curves, a panel of masks, the ablation's table."""
+"""What a training run leaves for people: its curves, the ablation's table."""
 
 import csv
 from collections.abc import Sequence
@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
-from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from .checkpoint import Epoch
@@ -48,32 +46,6 @@ def draw_curves(path: Path, epochs: Sequence[Epoch]) -> None:
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3)
         axis.set_title(f"{part}: {name.replace('_', ' ')}", fontsize=8)
         axis.grid(alpha=0.3)
-    chart.tight_layout()
-    chart.savefig(path, dpi=100)
-    plt.close(chart)
-
-
-def draw_masks(
-    path: Path,
-    images: NDArray[np.float32],
-    titles: Sequence[str],
-    masks: NDArray[np.float32],
-    mask_threshold: float,
-) -> None:
-    """A panel of images (N, C, S, S) with their masks (N, S, S) as colour and contour."""
-    columns = min(6, len(images))
-    rows = -(-len(images) // columns)
-    chart, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 2.6 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image, title, mask in zip(axes.flat, images, titles, masks, strict=False):
-        axis.imshow(
-            image[0] if len(image) == 1 else image.transpose(1, 2, 0), "gray", vmin=0, vmax=1
-        )
-        axis.imshow(mask, cmap="viridis", vmin=0, vmax=1, alpha=0.35)
-        if mask.min() < mask_threshold <= mask.max():
-            axis.contour(mask, levels=[mask_threshold], colors="white", linewidths=0.8)
-        axis.set_title(title, fontsize=8)
     chart.tight_layout()
     chart.savefig(path, dpi=100)
     plt.close(chart)

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: bars with intervals, panels of maps, curves, the worst masks."""
+"""Pictures of an evaluation: bars with intervals, panels of maps, curves; and of any masks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,8 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from .baselines import NEMT, Maps
+from .arrays import Images, Maps, Regions
+from .baselines import NEMT
 from .metrics import min_max
 from .result_tables import FURTHER, PAPER, ordered
 
@@ -54,8 +55,8 @@ def draw_bars(path: Path, summary: Summary) -> None:
 
 def draw_panels(
     path: Path,
-    images: NDArray[np.float32],
-    truth: NDArray[np.bool_] | None,
+    images: Images,
+    truth: Regions | None,
     maps: Sequence[Mapping[str, NDArray[np.float32]]],
     names: Mapping[str, str],
     titles: Sequence[str],
@@ -92,11 +93,11 @@ def draw_panels(
 
 def draw_masks(
     path: Path,
-    images: NDArray[np.float32],
-    truth: NDArray[np.bool_] | None,
+    images: Images,
     masks: Maps,
     titles: Sequence[str],
     threshold: float,
+    truth: Regions | None = None,
 ) -> None:
     """Masks (N, S, S) over their images, with the segment's contour and the ground truth's."""
     columns = 5

@@ -192,10 +192,10 @@ def _draw(out: Path, bundle: Bundle, found: Evaluation) -> None:
     draw_masks(
         out / "worst.png",
         compared.images[worst],
-        None if compared.truth is None else compared.truth[worst],
         np.stack([ours.found[row] for row in worst]),
         [f"{_title(found, row)}, {by[row]:.3f}" for row in worst],
         bundle.manifest.mask_threshold,
+        None if compared.truth is None else compared.truth[worst],
     )
     if any("curves" in row for row in summary["methods"].values()):
         draw_curves(out / "curves.png", summary)

@@ -1,8 +1,8 @@
 """Maps and scores that were computed before: a second evaluation computes only what is new.
 
-A result is kept under what it is of: the bundle's network, the method with its settings and the
-version of its library, the image, and our own code that takes part. A file appears whole or not at
-all, so a killed evaluation leaves nothing that is wrong.
+A result is kept under what it is of: the bundle's network, the method with its settings, the image,
+our own code that takes part, and the versions of the libraries. A file appears whole or not at all,
+so a killed evaluation leaves nothing that is wrong.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ def sources(*modules: Any) -> str:
     return digest.hexdigest()
 
 
-MAPS_CODE = sources(network, decoders, baselines, explanation, perturbation, relax)
+OF_MAPS = network, decoders, baselines, explanation, perturbation, relax
+MAPS_CODE = sources(*OF_MAPS)
 SCORES_CODE = sources(network, metrics, removal)
+LIBRARIES = "torch", "timm", "quantus", "grad-cam", "captum", "numpy", "scipy"
+"""Which versions compute maps and scores."""
 
 
 class ResultStore:
@@ -41,8 +45,9 @@ class ResultStore:
 
     def __init__(self, cache: Path, bundle: Bundle, device: str) -> None:
         manifest = bundle.manifest
-        network = [manifest.sha256["model.safetensors"], manifest.architecture, device]
-        self._network = json.dumps(network, sort_keys=True)
+        libraries = {name: version(name) for name in LIBRARIES}
+        of_all = manifest.sha256["model.safetensors"], manifest.architecture, device, libraries
+        self._of_all = json.dumps(of_all, sort_keys=True)
         self._folder = cache / "evaluation"
 
     def load(self, *of: str) -> Arrays | None:
@@ -73,7 +78,7 @@ class ResultStore:
         return result
 
     def _path(self, of: tuple[str, ...]) -> Path:
-        name = hashlib.sha256(json.dumps([self._network, *of]).encode()).hexdigest()
+        name = hashlib.sha256(json.dumps([self._of_all, *of]).encode()).hexdigest()
         return self._folder / name[:2] / f"{name[2:34]}.npz"
 
 

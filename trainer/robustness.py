@@ -12,8 +12,9 @@ from PIL import Image
 from nemt_dicom.bundle import Manifest
 from nemt_dicom.network import ExplainedNetwork
 
-from .baselines import NEMT, Images, Maps, Method
-from .comparison import Regions, average, figure
+from .arrays import Images, Maps, Regions
+from .baselines import NEMT, Method
+from .comparison import average, figure
 from .explanation import soft_masks
 from .metrics import min_max, overlap, relevance_mass, relevance_rank
 from .progress import Progress

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from .evaluate import evaluate, for_manifest
 from .explanation import ExplanationStage, soft_masks
 from .origin import code_state, describe_bundle, device_name
 from .progress import Progress
-from .result_charts import draw_bars
+from .result_charts import draw_bars, draw_masks
 from .seen import require_unseen
 from .target_model import build_network, file_digest
 from .teachers import forget_teachers, train_teachers
@@ -312,8 +313,20 @@ def require_same(begun: dict[str, Any], path: Path) -> None:
         )
 
 
+def require_writable(out: Path) -> None:
+    """Raises `TrainingError` where `out` is not a folder that can be made; leaves nothing there."""
+    try:
+        with TemporaryDirectory(dir=next(p for p in (out, *out.parents) if p.exists())):
+            pass
+    except OSError as error:
+        raise TrainingError(
+            f"{out} is not a folder that can be written ({error.strerror}); choose another --out"
+        ) from error
+
+
 def _require_place(places: Places, checkpoints: CheckpointFile) -> None:
     out = places.out
+    require_writable(out)
     if not places.resume:
         if out.exists() and any(out.iterdir()):
             hint = "; go on with --resume" if checkpoints.path.is_file() else ""
@@ -356,4 +369,4 @@ def _draw_panel(
         + ("" if answer.ndim > 1 else f", p = {p:.2f}")
         for row, p in zip(rows, answer[:, 0] if answer.ndim > 1 else answer, strict=True)
     ]
-    report.draw_masks(path, images, titles, masks, thresholds.mask_threshold)
+    draw_masks(path, images, masks, titles, thresholds.mask_threshold)

@@ -8,7 +8,8 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
-from .comparison import Columns, Regions, figure, mean
+from .arrays import Regions
+from .comparison import Columns, figure, mean
 from .datasets import Case
 from .metrics import area_under_curve
 from .tables import read_age, read_sex

@@ -44,8 +44,9 @@ def build_network(config: TrainingConfig, places: Places, dataset: Dataset) -> E
     except _UNBUILDABLE as error:
         raise TrainingError(
             f"a network of {config.backbone!r} with decoder {config.decoder!r} cannot be built: "
-            f"{error}"
+            f"{_first_line(error)}"
         ) from error
+    _require_size(network, config)
     head = network.target_model.get_classifier()
     if places.target_model and given:
         load_weights(network.target_model, given, places.target_model.name, head_too=True)
@@ -61,6 +62,21 @@ def build_network(config: TrainingConfig, places: Places, dataset: Dataset) -> E
         torch.nn.init.zeros_(head.weight)  # starts at even odds
         torch.nn.init.zeros_(head.bias)
     return network.to(memory_format=torch.channels_last)  # 2 to 4 times as fast
+
+
+def _require_size(network: ExplainedNetwork, config: TrainingConfig) -> None:
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 1, config.size, config.size))
+    except _UNBUILDABLE as error:
+        raise TrainingError(
+            f"{config.backbone!r} on images of {config.size} x {config.size}: "
+            f"{_first_line(error)}; choose another --size"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def read_weights(path: Path) -> Weights:
@@ -126,7 +142,7 @@ def _architecture(
     lite = config.backbone == DEFAULT_BACKBONE
     try:
         ready = timm.create_model(config.backbone, pretrained=False)
-    except RuntimeError as error:
+    except (*_UNBUILDABLE, ImportError, OSError) as error:
         raise TrainingError(f"timm has no model {config.backbone!r}") from error
     usual = ready.default_cfg
     common: dict[str, Any] = {

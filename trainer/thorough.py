@@ -9,8 +9,9 @@ from nemt_dicom.bundle import Bundle
 from nemt_dicom.network import ExplainedNetwork
 
 from . import dependence, metrics, robustness, timing
-from .baselines import NEMT, Images, Method
-from .dependence import SHUFFLED, input_invariance, randomisation
+from .arrays import Images
+from .baselines import NEMT, SHUFFLED, Method
+from .dependence import input_invariance, randomisation
 from .maps import SLOW, seeded_subset
 from .plan import MEAN_OF_BOXES, Evaluation, Plan
 from .progress import Progress

@@ -1,11 +1,11 @@
 """The three numbers a bundle decides by, chosen on validation images; no box is looked at.
 
 decision_threshold: where a sensitivity is asked for, the highest p that reaches it; else, of those
-whose Youden's J (sensitivity + specificity - 1) is within 5 % of the
-largest, the lowest p: on a few dozen images the curve is flat and its peak an accident, and a mask
-withheld from a positive costs more than one shown, with p beside it, on a negative.
+whose Youden's J (sensitivity + specificity - 1) is within 0.05 of
+the largest, the lowest p: on a few dozen images the curve is flat and its peak an accident, and a
+mask withheld from a positive costs more than one shown, with p beside it, on a negative.
 mask_threshold: the one at which most validation positives get a segment drawn, under the evidence
-margin that it brings with it; of those within 5 % of that the highest: its segments are smallest.
+margin that it brings with it; of those within 0.05 of that the highest: its segments are smallest.
 evidence_margin: the 95th percentile, over validation images that have a segment, of the fall of p
 when that segment is moved elsewhere in the image at random.
 """

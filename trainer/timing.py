@@ -8,7 +8,8 @@ import torch
 
 from nemt_dicom.network import ExplainedNetwork
 
-from .baselines import Images, Method
+from .arrays import Images
+from .baselines import Method
 from .comparison import average, figure
 from .progress import Progress
 

@@ -15,6 +15,7 @@ from PIL import Image
 from nemt_dicom.errors import DataError
 from nemt_dicom.preprocess import Geometry
 
+from .arrays import Regions
 from .cache import Examples
 from .datasets import Case
 from .layouts import RSNA_LABELS, read_boxes
@@ -22,7 +23,6 @@ from .layouts import RSNA_LABELS, read_boxes
 HAM_MASKS = ("masks", "HAM10000_segmentations_lesion_tschandl")
 SOURCES = ("RSNA", "HAM10000")
 """The data that say where."""
-Regions = NDArray[np.bool_]
 
 
 def require_ground_truth(examples: Examples) -> None:
