@@ -184,6 +184,10 @@ def test_a_bundle_is_served_otherwise_without_training(
     capsys.readouterr()
     assert main([*data, *given, "--dry-run", "--out", str(tmp_path / "none")]) == 0
     assert "Nothing is trained." in capsys.readouterr().out
+    for options in (["--target", "edema"], ["--output", "abnormal"]):
+        nih = ["--target", "pneumonia", "--data", str(sets / "nih"), *given]
+        assert main([*nih, *options, "--out", str(tmp_path / "none")]) == 1
+        assert "explains 'pneumonia'" in capsys.readouterr().err
     for options in (["--area-weight", "9"], ["--teachers", "5"], ["--mask-epochs", "30"]):
         assert main([*data, *given, *options, "--out", str(tmp_path / "none")]) == 1
         assert "change nothing here" in capsys.readouterr().err
@@ -296,6 +300,29 @@ def test_what_cannot_be_trained_fails_with_a_reason(
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_bundles_outputs_are_its_own(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--target", "pneumonia", "--data", str(trained.parent / "nih")]
+    given = ["--target-model", str(trained), "--out", str(tmp_path / "new")]
+    for options in (["--output-names", "a,b"], ["--activation", "softmax"]):
+        assert main([*data, *given, *options]) == 1
+        assert "change nothing here" in capsys.readouterr().err
+
+
+def test_a_label_that_only_bad_images_have_ends_the_run_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nih = write_nih(tmp_path / "nih")
+    for i in range(1, 32, 2):
+        if i >= 24:  # the positives of the test split
+            (nih / "images" / f"{i:08d}_000.png").write_bytes(b"no image")
+    given = [*QUICK, "--data", str(nih), "--out", str(tmp_path / "out"), "--skip-bad"]
+    assert main(given) == 1
+    assert "the test split has no image with 'pneumonia', of 4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_steps_decay_is_not_negative() -> None:
@@ -440,6 +467,11 @@ def test_a_bundle_that_does_not_speak_of_teachers_had_none(trained: Path, tmp_pa
         ["--target-model", "model.safetensors", "--teachers", "2"],
         ["--objective", "nem-u", "--teachers", "2"],
         ["--dry-run", "--ablation"],
+        ["--output", "1"],
+        ["--activation", "softmax"],
+        ["--output-names", "a,b"],
+        ["--target-model", "model.safetensors", "--objective", "nem-u", "--output", "1"],
+        ["--target-model", "model.safetensors", "--initial-weights", "model.safetensors"],
     ],
 )
 def test_what_cannot_be_asked_together(

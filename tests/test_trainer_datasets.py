@@ -551,6 +551,7 @@ def test_contradictions_in_csv_tables(own: Path, change, message: str) -> None:
     [
         (b"", "is empty"),
         (b"path,label,patient_id\n", "is empty"),
+        (b"path,label,patient_id,label\na,1,b,0\n", "names the column 'label' twice"),
         (b"path;label;patient_id\na;1;b\n", "lacks the column 'path'; it has path;label"),
         (b"path,label,patient_id\na,1,b,c\n", "more values than there are columns"),
         (b"path,label,patient_id\na\n", "a has no patient_id"),

@@ -410,13 +410,23 @@ def test_all_images_where_no_table_places_any(sets: Path, bundle: Path) -> None:
     assert "no ground truth of where to look" in (out / "report.md").read_text("utf-8")
 
 
-def test_of_data_like_the_bundles_own_only_those_held_out(sets: Path, bundle: Path) -> None:
+def test_of_data_like_the_bundles_own_only_those_held_out(
+    sets: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without splits.csv the trainer places patients by a hash: so does the evaluation."""
     shutil.copytree(sets / "rsna", sets / "unplaced")
     (sets / "unplaced" / "splits.csv").unlink()
     out = sets / "held-out"
-    assert call(bundle, sets / "unplaced", out, "--quick", "--methods", "random") == 0
+    assert call(bundle, sets / "unplaced", out, "--quick", "--methods", "random") == 1
+    assert "are training or validation patients" in capsys.readouterr().err  # it had splits.csv
+    former = sets / "former"  # had none, and was made before bundles kept whom they have seen
+    shutil.copytree(bundle, former)
+    content = Bundle.load(former).manifest.model_dump(mode="json")
+    del content["data"]["seen"]
+    write_manifest(former, content)
+    assert call(former, sets / "unplaced", out, "--quick", "--methods", "random", "--resume") == 0
     found = summary(out)["evaluated"]
+    assert any("keeps no record of the patients" in note for note in found["notes"])
     assert 0 < found["images"] < 40
     assert any("stable hash" in note for note in found["notes"])
 

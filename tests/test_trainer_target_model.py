@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from nemt_dicom.bundle import Bundle
 from nemt_dicom.errors import TrainingError
 from trainer.classifier import first_weights
 from trainer.config import NEM_U, Places, TrainingConfig
@@ -81,6 +82,28 @@ def test_a_feature_extractor_gives_its_pooled_features(tmp_path: Path) -> None:
     assert embedding.shape == (2, network.target_model.num_features)
     with pytest.raises(ValueError, match="no probability"):
         network.probability(torch.rand(2, 1, 64, 64))
+
+
+def test_a_classifier_of_one_output_is_represented_by_its_features(tmp_path: Path) -> None:
+    """The cosine of two numbers is their signs, and no mask could change it."""
+    path = saved(tmp_path, model(1).state_dict())
+    network = build_network(
+        config(objective="nem-u", **NEM_U["default"]), places(target_model=path), SET
+    )
+    assert network.architecture.embedding == 0
+    embedding, _ = network.explain(torch.rand(2, 1, 64, 64))
+    assert embedding.shape == (2, network.target_model.num_features)
+
+
+def test_a_bundles_classifier_is_represented_by_its_features(random_bundle: Bundle) -> None:
+    network = build_network(
+        config(objective="nem-u", **NEM_U["default"]),
+        places(target_model=random_bundle.weights, bundle=random_bundle),
+        SET,
+    )
+    assert network.architecture.embedding == 0
+    own = random_bundle.network("cpu").target_model.state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in network.target_model.state_dict().items())
 
 
 def test_outputs_have_the_names_that_are_given(tmp_path: Path) -> None:

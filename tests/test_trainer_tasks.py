@@ -2,6 +2,7 @@
 the ablation, the dry run, resuming as another run.
 """
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,40 @@ def test_another_run_is_not_resumed(
     other = weights(sets / "other.safetensors", BACKBONE, 1)
     assert main([*command, "--resume", "--target-model", str(other)]) == 1
     assert "begun with other settings (target model" in capsys.readouterr().err
+    path = out / "run" / "config.json"
+    text = path.read_text("utf-8")
+    path.write_text(text.replace('"processes": 1', '"processes": 2'), encoding="utf-8")
+    assert main([*command, "--resume"]) == 1
+    assert "begun with other settings (processes)" in capsys.readouterr().err
+    path.write_text(text, encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(run.bundles, "save", full)
+        assert main([*command, "--resume"]) == 1
+    error = capsys.readouterr().err
+    assert f"{out} cannot be written" in error
+    assert "No space left on device" in error
+    assert "--resume" in error
     assert main([*command, "--resume"]) == 0
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "out/model.safetensors")
+
+
+def test_the_ablation_of_a_bundles_target_model(
+    sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ablation, "AREA_WEIGHTS", (0.5,))
+    monkeypatch.setattr(ablation, "NEIGHBOURHOODS", (21,))
+    data = ["--target", "pneumonia", "--data", str(sets / "rsna")]
+    taught = [*data, "--random-init", *SMALL[:-1], "1", "--out", str(sets / "taught")]
+    assert main(taught) == 0
+    short = ["--mask-epochs", "1", "--batch", "8", "--threads", "1"]
+    given = ["--target-model", str(sets / "taught"), "--ablation", *short]
+    assert main([*data, *given, "--out", str(sets / "of-a-bundle")]) == 0
+    assert "| no filter |" in capsys.readouterr().out
+    assert main([*data, *given[:3], "--keep-module", "--out", str(sets / "kept")]) == 1
+    assert "module that is kept" in capsys.readouterr().err
 
 
 def test_the_papers_preset_is_the_papers() -> None:

@@ -1,6 +1,8 @@
 """The loop: resuming after a kill, several processes, parts of a batch, and what ends a run."""
 
 import csv
+import errno
+import io
 import os
 import signal
 import socket
@@ -21,12 +23,12 @@ from training_kit import stopped_after
 
 from nemt_dicom.errors import TrainingError
 from trainer import explanation, train
-from trainer.checkpoint import CheckpointFile
+from trainer.checkpoint import CheckpointFile, Standing
 from trainer.cli import main
 from trainer.config import TrainingConfig
 from trainer.datasets import find_cases
 from trainer.distributed import Team
-from trainer.draws import Draws, shuffled
+from trainer.draws import Draws, balanced, shuffled
 from trainer.explanation import LARGEST_AREA, SMALLEST_AREA, require_not_collapsed
 from trainer.train import Batch, Losses, Run, batches, read_ahead
 
@@ -58,6 +60,15 @@ def start(arguments: list[str], *, module: str = "trainer.cli") -> subprocess.Po
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def launcher(processes: int) -> list[str]:
+    """Options of torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return ["--nproc-per-node", str(processes), *where]
 
 
 def losses(out: Path, part: str) -> list[float]:
@@ -174,11 +185,7 @@ def test_two_processes_train_as_one(
 ) -> None:
     given = (*mask_only(target_model, epochs=epochs), *options)
     assert main(command(data, tmp_path / "one", *given)) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port)]
-    arguments = [*launch, "-m", "trainer.cli", *command(data, tmp_path / "two", *given)]
+    arguments = [*launcher(2), "-m", "trainer.cli", *command(data, tmp_path / "two", *given)]
     assert start(arguments, module="torch.distributed.run").wait() == 0
     one, two = (losses(tmp_path / name, "explanation module") for name in ("one", "two"))
     assert two == pytest.approx(one, abs=1e-4)
@@ -322,9 +329,76 @@ def test_images_come_in_the_order_of_their_batches_and_are_shared_out() -> None:
     for rank in (0, 1):
         team = Team(rank=rank, size=2, device=device)
         for rows, images in read_ahead(Numbered(), planned, team):  # type: ignore[arg-type]
-            assert images.flatten().tolist() == rows[rank::2].tolist()
+            assert images.flatten().tolist() == team.share(rows).tolist()
             found[rank] += images.flatten().tolist()
     assert sorted(found[0] + found[1]) == list(range(30))
+
+
+def shares(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    device = torch.device("cpu")
+    return [Team(rank=rank, size=size, device=device).share(rows) for rank in range(size)]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("batch", [8, 12, 32])
+def test_each_process_gets_both_kinds_in_the_same_proportion(size: int, batch: int) -> None:
+    likely = np.arange(100) < 30
+    for rows in batches(balanced((1, "explanation module", 1), likely), batch):
+        found = [likely[own] for own in shares(rows, size)]
+        assert max(map(len, found)) - min(map(len, found)) <= 1
+        kinds = [int(own.sum()) for own in found], [int((~own).sum()) for own in found]
+        assert all(min(kind) >= 1 and max(kind) - min(kind) <= 1 for kind in kinds)
+        assert batch % (2 * size) or all(own.mean() == 0.5 for own in found)
+        assert all(own[0] != own[1] for own in found)  # and so do the parts of a batch
+
+
+def test_a_process_alone_has_the_batch_as_it_is() -> None:
+    assert shares(np.arange(7)[::-1], 1)[0].tolist() == [6, 5, 4, 3, 2, 1, 0]
+
+
+AVERAGES = """
+import sys, torch
+from trainer.distributed import Team
+team = Team.join("cpu")
+norm, frozen = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2).eval()
+wrapped = team.wrap(torch.nn.Sequential(norm, torch.nn.Conv2d(2, 2, 1), frozen))
+for step in range(2):
+    torch.manual_seed(team.rank + 10 * step)
+    wrapped(torch.randn(4, 2, 3, 3)).sum().backward()
+    team.average_statistics(wrapped)
+torch.save((norm.state_dict(), frozen.state_dict()), f"{sys.argv[1]}/{team.rank}.pt")
+team.leave()
+"""
+
+
+def test_running_statistics_are_the_mean_of_all_processes(tmp_path: Path) -> None:
+    (tmp_path / "averages.py").write_text(AVERAGES, encoding="utf-8")
+    launch = launcher(2)
+    script = [str(tmp_path / "averages.py"), str(tmp_path)]
+    assert start([*launch, *script], module="torch.distributed.run").wait() == 0
+    norms = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2)
+    for rank, norm in enumerate(norms):
+        for step in range(2):
+            torch.manual_seed(rank + 10 * step)
+            norm(torch.randn(4, 2, 3, 3))
+    for rank in range(2):
+        found, frozen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name in ("running_mean", "running_var"):
+            mean = (norms[0].state_dict()[name] + norms[1].state_dict()[name]) / 2
+            assert torch.allclose(found[name], mean)
+        assert not frozen["running_mean"].any()
+
+
+def test_a_batch_that_is_too_small_to_be_shared_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def four(_device: str) -> Team:
+        return Team(rank=0, size=4, device=torch.device("cpu"))
+
+    monkeypatch.setattr(Team, "join", four)
+    monkeypatch.setattr(Team, "leave", lambda _: None)
+    assert main(command(data, tmp_path / "out")) == 1
+    assert "at least 8" in capsys.readouterr().err
 
 
 class Scripted:
@@ -368,6 +442,42 @@ class Scripted:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None: ...
+
+
+def test_no_epoch_to_keep_ends_the_run() -> None:
+    team = Team(rank=0, size=1, device=torch.device("cpu"))
+    bare = Run.bare(TrainingConfig(batch=4), torch.nn.Linear(1, 1), team)  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="no epoch of the classifier"):
+        train.fit(Scripted((float("nan"), float("inf")), 0.0), Numbered(), bare)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["write", "fsync"])
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    file = CheckpointFile(tmp_path / "checkpoint.pt")
+    states = {"network": {"weight": torch.zeros(1000, 1000)}}
+    file.save(Standing(stage="first"), [], states)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Full(io.RawIOBase):
+        fileno = writable = lambda _: True
+        write = full
+
+    with monkeypatch.context() as patch:
+        if where == "write":
+            patch.setattr(Path, "open", lambda *_: Full())
+        else:
+            patch.setattr(os, "fsync", full)
+        with pytest.raises(TrainingError, match=r"checkpoint\.pt cannot be written") as raised:
+            file.save(Standing(stage="second"), [], states)
+    for text in ("No space left on device", "MiB are free", "--resume"):
+        assert text in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    standing, _, _ = file.load() or pytest.fail("no file")
+    assert standing.stage == "first"
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
     A second call with the same `places.out` computes only what is missing. Raises `DataError` where
     no test image has ground truth.
     """
-    if config.teachers or places.keep_module:
+    if (config.teachers and not places.target_model) or places.keep_module:
         raise TrainingError("the ablation has neither teachers nor a module that is kept")
     recipes = variants(config)
     config = recipes[BASE]
@@ -154,7 +154,7 @@ def _measure(
 
 def _require_same(config: TrainingConfig, prepared: Prepared, places: Places) -> None:
     """Raises `TrainingError` where the folder holds another ablation, or something else."""
-    begun = config.to_manifest() | {"begun_with": begun_with(prepared, places)}
+    begun = config.to_manifest() | {"begun_with": begun_with(prepared, places, processes=1)}
     path = places.out / "config.json"
     if path.is_file():
         require_same(begun, path)

@@ -1,11 +1,15 @@
 """Where a run stands, in one file that is replaced as a whole: a kill leaves the old or the new."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from nemt_dicom.errors import TrainingError
@@ -41,6 +45,23 @@ class Standing:
     over: bool = False
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises `TrainingError` where `path`, a file or a folder, cannot be written."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch names no cause when a file ends too early, and raises while that is handled
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError | SafetensorError):
+            raise
+        free = shutil.disk_usage(path.parent).free // 2**20
+        raise TrainingError(
+            f"{path} cannot be written ({cause}), and {free} MiB are free on its disk: make room "
+            "and go on with --resume"
+        ) from error
+
+
 class CheckpointFile:
     """`checkpoint.pt` of a run: tensors and plain values only, read without pickle."""
 
@@ -48,18 +69,24 @@ class CheckpointFile:
         self.path = path
 
     def save(self, standing: Standing, epochs: list[Epoch], states: dict[str, Any]) -> None:
-        """Replaces the file. states: state dicts of network, optimiser and whatever else moves."""
+        """Replaces the file. states: state dicts of network, optimiser and whatever else moves.
+
+        Raises `TrainingError` where the disk is full.
+        """
         content = {
             "standing": vars(standing),
             "epochs": [asdict(epoch) for epoch in epochs],
             "states": states,
         }
         draft = self.path.with_suffix(".tmp")
-        with draft.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.path)
+        try:
+            with writing(self.path), draft.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self.path)
+        finally:
+            draft.unlink(missing_ok=True)
 
     def load(self) -> tuple[Standing, list[Epoch], dict[str, Any]] | None:
         """What `save` was told last; None where there is no file. Raises `TrainingError`."""

@@ -54,6 +54,7 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
         if names in group:
             group[names] = tuple(n.strip() for n in group[names].split(",") if n.strip())
     places.setdefault("cache", default_cache())
+    _require_of_the_target_model(places, given)
     if "target_model" in places and places["target_model"].is_dir():
         kept = RECIPE - SERVED_OTHERWISE if places.get("keep_module") else {*OF_THE_TARGET_MODEL}
         _require_none(given, kept, f"{places['target_model']} says them")
@@ -67,6 +68,19 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
         _require_none(given, {"teachers"}, "no target model is trained")
     given.setdefault("bfloat16", has_bfloat16(given.get("device", TrainingConfig.device)))
     return TrainingConfig(**(recipe | given)), Places(**places), task
+
+
+def _require_of_the_target_model(places: dict[str, Any], given: dict[str, Any]) -> None:
+    """What is said of a target model's outputs and start has to have one that it is said of."""
+    outputs = {"output", "output_names", "activation"}
+    if "target_model" not in places:
+        _require_none(places, outputs, "without --target-model")
+    elif given.get("objective") == "nem-u":
+        _require_none(places, outputs, "a representation is explained")
+    elif places["target_model"].is_dir():
+        _require_none(places, outputs - {"output"}, f"{places['target_model']} says them")
+    if "target_model" in places:
+        _require_none(places, {"initial_weights"}, "the target model is not trained")
 
 
 def _require_none(given: dict[str, Any], names: set[str], reason: str) -> None:

@@ -32,6 +32,9 @@ from .tables import SPLITS, Split
 
 SKIP_HINT = "--skip-bad to go on without them"
 
+OF_NIH = frozenset({"NIH", "RSNA"})
+"""Sources of NIH's images, and so of its patients."""
+
 UNREADABLE = (
     Refused, InvalidDicomError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError,
     NotImplementedError,
@@ -91,7 +94,7 @@ def find_cases(
             f"patients whom no table places in a split: {TEST_SHARE:.0%} are test patients, chosen "
             "by a stable hash"
         )
-    _require_both_labels(cases, target)
+    require_both_labels(cases, target)
     notes += _doubts(listings)
     classes = listings[0].outputs
     known = {name for case in cases for name in case.findings}
@@ -137,8 +140,7 @@ def find_cases_to_evaluate(
     there = _existing(listings, notes, skip_bad=skip_bad)
     sources = {image.source for image in there}
     free = not any(split for listing in listings for _, split in listing.images)
-    twins = {"NIH", "RSNA"}  # RSNA's images are NIH's
-    whole = free and not sources & ({*trained_on} | (twins if twins & {*trained_on} else set()))
+    whole = free and not sources & ({*trained_on} | (OF_NIH if OF_NIH & {*trained_on} else set()))
     if free and not whole and (lacking := sorted({*trained_on} - sources)):
         raise DataError(
             "no table places a patient in a split, and whom the bundle was trained on hangs on all "
@@ -327,7 +329,8 @@ def _existing(listings: Sequence[Listing], notes: list[str], *, skip_bad: bool) 
     return there
 
 
-def _require_both_labels(cases: Sequence[Case], target: str) -> None:
+def require_both_labels(cases: Sequence[Case], target: str) -> None:
+    """Raises `DataError` where a split has no case with the target or none without."""
     if not any(case.label for case in cases):
         raise DataError(f"none of the {len(cases)} images is labelled {target!r}")
     for split in SPLITS:

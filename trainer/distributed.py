@@ -1,7 +1,8 @@
 """One run on several processes, as torchrun starts them; alone it is one process.
 
 Every process reads all tables, takes its share of each batch, and validates everything; the first
-one writes. Gradients are averaged by DistributedDataParallel: NCCL on GPUs, Gloo on CPUs.
+one writes. Gradients are averaged by DistributedDataParallel: NCCL on GPUs, Gloo on CPUs. A batch
+norm normalises by the share of its process, and its running statistics are the mean of all.
 """
 
 import os
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -43,15 +45,22 @@ class Team:
         return self.rank == 0
 
     def share(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        """This process's part of a batch."""
-        return rows[self.rank :: self.size]
+        """This process's part of a batch, whose order stays.
+
+        The even places and then the odd ones are dealt out, for `balanced` puts one kind of image
+        at each.
+        """
+        places = np.arange(len(rows))
+        dealt = np.concatenate([places[::2], places[1::2]])
+        own: NDArray[np.intp] = np.sort(dealt[self.rank :: self.size])
+        return rows[own]
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, its gradients averaged over all processes."""
+        """The module, its gradients averaged over all processes; see `average_statistics`."""
         if self.size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices)
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     @contextmanager
     def averaging(self, module: nn.Module, *, now: bool) -> Iterator[None]:
@@ -62,11 +71,22 @@ class Team:
             with module.no_sync():  # type: ignore[operator]
                 yield
 
-    def unite(self, module: nn.Module) -> None:
-        """Gives every process the weights and buffers of the first."""
-        if self.size > 1:
-            for tensor in module.state_dict().values():
-                distributed.broadcast(tensor, src=0)
+    def average_statistics(self, module: nn.Module) -> None:
+        """Gives the batch norms that are trained the mean of all processes' running statistics.
+
+        After every step, so that a checkpoint, which is the first process's, is all of them.
+        """
+        if self.size == 1:
+            return
+        norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+        own = [v for norm in norms for v in norm.buffers() if v.is_floating_point()]
+        if not own:
+            return
+        summed = torch.cat(own)
+        distributed.all_reduce(summed)
+        means = torch.split(summed / self.size, [len(value) for value in own])
+        for value, mean in zip(own, means, strict=True):
+            value.copy_(mean)
 
     def total(self, value: Tensor) -> float:
         """The sum over all processes of a scalar, the same number on each."""

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from .publish import publish
 from .relabelled import label_randomisation, require_own_recipe
 from .result_report import write_comparison, write_report
 from .result_tables import differences_table, figures_table, paper_table, time_table
+from .seen import require_unseen
 from .tables import SPLITS
 
 DESCRIPTION = """\
@@ -123,7 +125,8 @@ def _shared(parser: argparse.ArgumentParser) -> None:
         "--split",
         default="test",
         choices=SPLITS,
-        help="which images (default: test; all where the data have no split)",
+        help="which images (default: test, of patients whom the bundle has not seen; all where "
+        "the data have no split)",
     )
     parser.add_argument("--resume", action="store_true", help="--out is there already: go on")
     parser.add_argument(
@@ -247,6 +250,9 @@ def _dataset(bundle: Bundle, options: argparse.Namespace, progress: Progress) ->
         trained_on=manifest.data["sources"],
         skip_bad=options.skip_bad,
     )
+    if options.split == "test":
+        unsure = require_unseen(bundle, [case for case in dataset.cases if case.split == "test"])
+        dataset = replace(dataset, notes=(*dataset.notes, *unsure))
     for note in dataset.notes:
         progress.note(note)
     return dataset

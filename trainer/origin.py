@@ -15,6 +15,7 @@ from nemt_dicom.network import ExplainedNetwork
 from .classifier import CLASSIFIER
 from .config import Places, TrainingConfig
 from .datasets import Dataset, describe, fingerprint
+from .seen import record_of_seen
 from .target_model import file_digest
 from .thresholds import Thresholds
 
@@ -57,6 +58,7 @@ def describe_bundle(
             "splits": describe(dataset.cases),
             "fingerprint": fingerprint(dataset.cases),
             "notes": list(dataset.notes),
+            "seen": record_of_seen(dataset.cases, places),
         },
         "metrics": {},
     }

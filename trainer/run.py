@@ -23,16 +23,17 @@ from nemt_dicom.network import ExplainedNetwork
 from . import report
 from .cache import Examples, load_examples
 from .card import model_card
-from .checkpoint import CheckpointFile, Epoch
+from .checkpoint import CheckpointFile, Epoch, writing
 from .classifier import ClassifierStage
 from .config import Places, TrainingConfig
-from .datasets import Dataset, find_cases, fingerprint
+from .datasets import Dataset, find_cases, fingerprint, require_both_labels
 from .distributed import Team
 from .evaluate import evaluate, for_manifest
 from .explanation import ExplanationStage, soft_masks
 from .origin import code_state, describe_bundle, device_name
 from .progress import Progress
 from .result_charts import draw_bars, draw_masks
+from .seen import require_unseen
 from .target_model import build_network, file_digest
 from .teachers import forget_teachers, train_teachers
 from .thresholds import FIXED, Thresholds, choose_thresholds
@@ -69,8 +70,15 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
     make_repeatable(config)
     team = Team.join(config.device)
     try:
+        if config.batch < 2 * team.size:
+            raise TrainingError(
+                f"a batch of {config.batch} cannot be shared by {team.size} processes, which take "
+                f"an image of either kind each: at least {2 * team.size} by --batch"
+            )
         prepared = prepare(config, places, team, progress)
-        begun = config.to_manifest() | {"begun_with": begun_with(prepared, places)}
+        begun = config.to_manifest() | {
+            "begun_with": begun_with(prepared, places, processes=team.size)
+        }
         if places.resume:
             require_same(begun, folder / "config.json")
         team.wait()
@@ -134,6 +142,9 @@ def prepare(config: TrainingConfig, places: Places, team: Team, progress: Progre
     network.to(team.device)
     read = (*train.cases, *validation.cases, *test.cases)
     dataset = replace(dataset, cases=tuple(read))  # without what could not be read
+    require_both_labels(dataset.cases, dataset.target)
+    if places.bundle:
+        require_unseen(places.bundle, test.cases)
     if places.bundle and places.bundle.manifest.data["fingerprint"] != fingerprint(read):
         doubt = (
             f"{places.bundle.manifest.name} {places.bundle.manifest.version} was trained on other "
@@ -214,12 +225,14 @@ def finish(
         "weights": "float16" if half else "float32",
         "half_precision_changes_answer": round(change, 6),
     }
-    draft = bundles.save(out, network, description, "# Draft, not yet evaluated\n", half=half)
+    with writing(out):
+        draft = bundles.save(out, network, description, "# Draft, not yet evaluated\n", half=half)
     found = evaluate(draft, prepared.dataset, places.cache, device=config.device, progress=progress)
     description["metrics"] = for_manifest(found.summary)
     draw_bars(out / "run" / "comparison.png", found.summary)
     card = model_card(description, network.architecture.to_manifest())
-    return bundles.save(out, network, description, card, half=half)
+    with writing(out):
+        return bundles.save(out, network, description, card, half=half)
 
 
 def round_to_half(network: ExplainedNetwork, validation: Examples) -> tuple[bool, float]:
@@ -266,9 +279,10 @@ def _largest_change(before: Any, after: Any) -> float:
     return float((1 - (before * after).sum(axis=1) / np.maximum(norms, 1e-12)).max())
 
 
-def begun_with(prepared: Prepared, places: Places) -> dict[str, Any]:
+def begun_with(prepared: Prepared, places: Places, *, processes: int) -> dict[str, Any]:
     """What beside the recipe decides a run's result."""
     return {
+        "processes": processes,
         "training images": fingerprint(prepared.train.cases),
         "validation images": fingerprint(prepared.validation.cases),
         "target model": file_digest(places.target_model),
@@ -330,11 +344,12 @@ def _recorder(
 
     def record(epochs: list[Epoch]) -> None:
         newest = epochs[-1]
-        report.write_metrics(folder / "metrics.csv", epochs)
-        report.draw_curves(folder / "curves.png", epochs)
-        if newest.part == ExplanationStage.name:
-            path = folder / f"masks-{newest.number:03d}.png"
-            _draw_panel(path, prepared.network, prepared.validation, FIXED)
+        with writing(folder):
+            report.write_metrics(folder / "metrics.csv", epochs)
+            report.draw_curves(folder / "curves.png", epochs)
+            if newest.part == ExplanationStage.name:
+                path = folder / f"masks-{newest.number:03d}.png"
+                _draw_panel(path, prepared.network, prepared.validation, FIXED)
         if writer is not None:
             for name, value in newest.figures.items():
                 writer.add_scalar(f"{newest.part}/{name}", value, newest.number)

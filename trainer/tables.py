@@ -23,6 +23,11 @@ def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
             columns = reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+    twice = [column for column in columns if column and columns.count(column) > 1]
+    if twice:
+        raise DataError(
+            f"{path} names the column {twice[0]!r} twice: which one counts is not known"
+        )
     absent = [column for column in needed if column not in columns]
     if columns and absent:
         raise DataError(f"{path} lacks the column {absent[0]!r}; it has {', '.join(columns)}")

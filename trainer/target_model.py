@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nemt_dicom.bundle import Bundle
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import REPRESENTATION, Architecture, ExplainedNetwork
 
@@ -35,8 +36,11 @@ def build_network(config: TrainingConfig, places: Places, dataset: Dataset) -> E
     Raises `TrainingError` where there are no such weights or they do not fit the backbone.
     """
     given = places.target_model and read_weights(places.target_model)
+    architecture = _architecture(config, places, dataset, given or None)
+    if places.bundle and places.keep_module:
+        _require_its_target(places.bundle, architecture, dataset)
     try:
-        network = ExplainedNetwork(_architecture(config, places, dataset, given or None))
+        network = ExplainedNetwork(architecture)
     except _UNBUILDABLE as error:
         raise TrainingError(
             f"a network of {config.backbone!r} with decoder {config.decoder!r} cannot be built: "
@@ -165,7 +169,7 @@ def _architecture(
             activation="none",
             target=REPRESENTATION,
             explains="representation",
-            embedding=count,
+            embedding=0 if places.bundle or count < 2 else count,  # a classifier's has no say
             **common,
         )
     if given is None:
@@ -185,6 +189,15 @@ def _architecture(
         embedding=0,
         **common,
     )
+
+
+def _require_its_target(bundle: Bundle, wanted: Architecture, dataset: Dataset) -> None:
+    label = bundle.manifest.data["label"]
+    if (dataset.target, wanted.target) != (label, bundle.architecture.target):
+        raise TrainingError(
+            f"the explanation module of {bundle.folder} explains {label!r}: leave --output out and "
+            f"name --target {label!r}, or leave --keep-module out to train another"
+        )
 
 
 def _output_names(places: Places, count: int, dataset: Dataset) -> tuple[str, ...]:

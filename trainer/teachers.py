@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from nemt_dicom.network import ExplainedNetwork
 
 from .cache import Examples
+from .checkpoint import writing
 from .classifier import ClassifierStage
 from .train import Run, fit
 
@@ -58,5 +59,6 @@ def forget_teachers(folder: Path) -> None:
 def _save(network: ExplainedNetwork, path: Path) -> None:
     draft = path.with_suffix(".tmp")
     weights = network.target_model.state_dict()
-    save_file({name: value.contiguous() for name, value in weights.items()}, draft)
+    with writing(path):
+        save_file({name: value.contiguous() for name, value in weights.items()}, draft)
     draft.replace(path)

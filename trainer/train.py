@@ -132,7 +132,7 @@ class Run:
 def fit(stage: Stage, examples: Examples, run: Run) -> None:
     """Trains a stage to its end, or from where the checkpoint says it stands.
 
-    Raises `TrainingError` where the loss is not finite or a mask collapses.
+    Raises `TrainingError` where the loss is not finite, a mask collapses or no epoch has a score.
     """
     config, team = run.config, run.team
     standing = _resume(stage, run)
@@ -152,6 +152,7 @@ def fit(stage: Stage, examples: Examples, run: Run) -> None:
             stage.before_step(done)
             key = (config.seed, stage.name, standing.epoch, standing.done)
             loss, text = take_step(stage, module, rows, images, key, done, run)
+            team.average_statistics(module)
             stage.after_step()
             standing.losses.append(loss)
             standing.done += 1
@@ -160,8 +161,11 @@ def fit(stage: Stage, examples: Examples, run: Run) -> None:
                 _save(stage, standing, run)
                 saved = time.monotonic()
         _end_epoch(stage, standing, run)
+    if not standing.kept_epoch:
+        raise TrainingError(
+            f"no epoch of the {stage.name} gave a score to keep it by: {stage.advice}"
+        )
     stage.keep(standing.kept_weights)
-    team.unite(run.network)  # batch statistics are each process's own
     run.progress.note(f"{stage.name}: kept as after epoch {standing.kept_epoch}")
 
 
