@@ -83,6 +83,8 @@ class Receiver:
         """
         try:
             request = _request_of(blob)
+            if request is None:
+                return False
             _check(blob, request, math.inf)  # the limit may have been another
             whole, content = digests(blob)
         except Refused:
@@ -126,24 +128,23 @@ def _check(path: Path, request: Request, max_megapixels: float) -> None:
         raise Refused(Reason.UID_MISMATCH, "UIDs differ between command and dataset")
 
 
-def _request_of(path: Path) -> Request:
+def _request_of(path: Path) -> Request | None:
     """What the C-STORE request said, from the file meta information of what was received.
 
-    Raises `Refused` where that is unreadable, or where the file is one of our own outputs.
+    None where that is unreadable, or where the file is one of our own outputs.
     """
     with path.open("rb") as file:
         if dataset_offset(file) > file.seek(0, os.SEEK_END):
-            raise Refused(Reason.UNPARSABLE, "the file meta information is truncated")
+            return None
     try:
         meta = read_file_meta_info(path)
         sop_class, syntax = str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
         sop_instance = str(meta.MediaStorageSOPInstanceUID)
-    except (InvalidDicomError, AttributeError, EOFError, KeyError, ValueError, struct.error) as e:
-        raise Refused(Reason.UNPARSABLE, "no file meta information") from e
-    if sop_class not in SOP_CLASSES or meta.get("ImplementationClassUID") in OWN_WRITERS:
-        raise Refused(Reason.DERIVED_OUTPUT, "not received")
-    if syntax not in AllTransferSyntaxes:
-        raise Refused(Reason.TRANSFER_SYNTAX, "unknown transfer syntax")
+    except (InvalidDicomError, AttributeError, EOFError, KeyError, ValueError, struct.error):
+        return None
+    own = meta.get("ImplementationClassUID") in OWN_WRITERS
+    if own or sop_class not in SOP_CLASSES or syntax not in AllTransferSyntaxes:
+        return None
     return Request(
         sop_class_uid=sop_class,
         sop_instance_uid=sop_instance,

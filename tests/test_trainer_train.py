@@ -5,7 +5,6 @@ import errno
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -58,17 +57,12 @@ def start(arguments: list[str], *, module: str = "trainer.cli") -> subprocess.Po
         cwd=ROOT,
         env=environment,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
     )
 
 
 def launcher(processes: int) -> list[str]:
-    """Options of torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    return ["--nproc-per-node", str(processes), *where]
+    """Options of torchrun, which finds a port by itself: one that is free now may be taken then."""
+    return ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(processes)]
 
 
 def losses(out: Path, part: str) -> list[float]:
