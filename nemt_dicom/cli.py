@@ -3,8 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from rich.table import Table
 
 from nemt_dicom import __version__
 from nemt_dicom.config import Settings, load_settings
-from nemt_dicom.errors import ConfigError, NemtError, Refused, StateError, StateInUse
-from nemt_dicom.log import instance_name
+from nemt_dicom.errors import ConfigError, NemtError, Refused, StateInUse
 
 EXIT_OK, EXIT_FAILED, EXIT_TEMPORARY, EXIT_CONFIG, EXIT_INTERRUPTED = 0, 1, 75, 78, 130
 """EX_TEMPFAIL and EX_CONFIG of sysexits.h, SIGINT as a shell counts it; argparse exits with 2."""
@@ -261,74 +259,36 @@ def _distinct_names(files: Sequence[Path]) -> list[str]:
 
 
 def _jobs_list(options: argparse.Namespace) -> int:
-    with _store(options) as store:
+    from nemt_dicom import jobs  # noqa: PLC0415
+
+    with jobs.opened(_settings(options)) as store:
         instances = store.instances()
     if options.json:
-        _print_json(instances)
-        return EXIT_OK
-    table = _table("received (UTC)", "SOP Instance UID", "state", "reason", "p", "delivered")
-    for instance in instances:
-        probability = (instance.summary or {}).get("probability")
-        sent = sum(delivery.state == "sent" for delivery in instance.deliveries)
-        table.add_row(
-            f"{instance.received:%Y-%m-%d %H:%M:%S}",
-            instance.sop_instance_uid,
-            instance.state.value,
-            instance.reason or "",
-            "" if probability is None else f"{probability:.3f}",
-            f"{sent}/{len(instance.deliveries)}" if instance.deliveries else "",
-        )
-    _whole().print(table)
+        _whole().out(jobs.as_json(instances))
+    else:
+        _whole().print(jobs.overview(instances))
     return EXIT_OK
 
 
 def _jobs_show(options: argparse.Namespace) -> int:
-    with _store(options) as store:
-        found = store.instances(sop_instance_uid=_find(store, options.key))
+    from nemt_dicom import jobs  # noqa: PLC0415
+
+    with jobs.opened(_settings(options)) as store:
+        found = store.instances(sop_instance_uid=jobs.find(store, options.key))
     if options.json:
-        _print_json(found)
+        _whole().out(jobs.as_json(found))
         return EXIT_OK
-    console = _whole()
     for instance in found:
-        table = _table("", "")
-        table.show_header = False
-        for key, value in _as_json(instance).items():
-            if key not in {"deliveries", "evidence"} and value is not None:
-                table.add_row(key, str(value))
-        for key, value in (instance.summary or {}).items():
-            table.add_row(key, str(value))
-        console.print(table)
-        deliveries = _table("destination", "object", "UID", "state", "attempts", "last answer")
-        for d in instance.deliveries:
-            answer = " ".join(text for text in (d.status, d.detail) if text)
-            deliveries.add_row(
-                d.destination, d.kind, d.output_uid, d.state.value, str(d.attempts), answer
-            )
-        if instance.deliveries:
-            console.print(deliveries)
+        for table in jobs.details(instance):
+            _whole().print(table)
     return EXIT_OK
 
 
 def _jobs_retry(options: argparse.Namespace) -> int:
-    settings = _settings(options)
-    configured = [destination.name for destination in settings.resolved_destinations()]
-    with _store(options) as store:  # a reader: it makes no database where there is none
-        uids = None if options.all else [_find(store, key) for key in options.keys]
-        others = store.destinations() - set(configured)
-    if others and not settings.destinations:
-        raise NemtError(
-            f"results were for {', '.join(sorted(others))}, and these settings name no "
-            "destination: give the service's own with --config"
-        )
-    with _store(options, read_only=False) as store:
-        done = store.retry(uids, configured)
-    print(f"instances queued again: {done.queued}")
-    print(f"deliveries tried again: {done.pending}")
-    print(f"deliveries added: {done.added}")
-    if done.held:
-        print(f"instances left dead, their UID came with other content: {done.held}")
-    for name, count in done.left.items():
-        print(f"deliveries left, destination {name} is not configured: {count}")
+    from nemt_dicom import jobs  # noqa: PLC0415
+
+    for line in jobs.retry(_settings(options), None if options.all else options.keys):
+        print(line)
     return EXIT_OK
 
 
@@ -341,65 +301,6 @@ def _whole() -> Console:
     """As `_plain`, but for another program, not a terminal, no line is broken."""
     width = None if sys.stdout.isatty() else 10_000
     return Console(highlight=False, markup=False, width=width)
-
-
-def _table(*headers: str) -> Table:
-    """A table that folds what is too long and never cuts it."""
-    table = Table()
-    for header in headers:
-        table.add_column(header, overflow="fold")
-    return table
-
-
-def _print_json(instances: Sequence[Any]) -> None:
-    _whole().out(json.dumps([_as_json(instance) for instance in instances], indent=2))
-
-
-@contextmanager
-def _store(options: argparse.Namespace, *, read_only: bool = True) -> Iterator[Any]:
-    from nemt_dicom.store import Store  # noqa: PLC0415
-
-    state_dir = _settings(options).state.dir
-    try:
-        with closing(Store(state_dir, read_only=read_only)) as store:
-            yield store
-    except OSError as error:
-        raise StateError(f"state folder {state_dir}: {error.strerror}") from error
-
-
-def _find(store: Any, key: str) -> str:
-    uid: str | None = store.find(key)
-    if uid is None:
-        raise NemtError(f"no instance {key} in this state folder")
-    return uid
-
-
-def _as_json(instance: Any) -> dict[str, Any]:
-    return {
-        "sop_instance_uid": instance.sop_instance_uid,
-        "name": instance_name(instance.sop_instance_uid),
-        "sop_class_uid": instance.sop_class_uid,
-        "state": instance.state.value,
-        "reason": instance.reason,
-        "detail": instance.detail,
-        "received": instance.received.isoformat(),
-        "updated": instance.updated.isoformat(),
-        "duplicates": instance.duplicates,
-        "attempts": instance.attempts,
-        "evidence": instance.summary,
-        "deliveries": [
-            {
-                "destination": d.destination,
-                "sop_instance_uid": d.output_uid,
-                "kind": d.kind,
-                "state": d.state.value,
-                "attempts": d.attempts,
-                "status": d.status,
-                "detail": d.detail,
-            }
-            for d in instance.deliveries
-        ],
-    }
 
 
 def _check_config(options: argparse.Namespace) -> int:

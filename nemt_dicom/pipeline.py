@@ -46,6 +46,8 @@ def read_source(path: Path, settings: InputSettings) -> Source:
         except (InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError) as error:
             kind = type(error).__name__
             raise Refused(Reason.UNPARSABLE, f"not a DICOM file ({kind})") from error
+        if not dataset.preamble and "SOPClassUID" not in dataset:
+            raise Refused(Reason.UNPARSABLE, "not a DICOM file")
         if "TransferSyntaxUID" not in dataset.file_meta:
             if dataset.original_encoding[1] is False:
                 raise Refused(Reason.TRANSFER_SYNTAX, "big endian is not supported")

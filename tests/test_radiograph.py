@@ -492,6 +492,13 @@ def test_shape_that_no_pixel_has_is_refused() -> None:
     assert caught.value.reason is Reason.INVALID_ATTRIBUTE
 
 
+def test_file_that_is_no_dicom_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "notes.dcm").write_text("What the meeting decided.\n" * 20)
+    with pytest.raises(Refused, match="not a DICOM file") as caught:
+        read_source(tmp_path / "notes.dcm", InputSettings())
+    assert caught.value.reason is Reason.UNPARSABLE
+
+
 def test_file_of_big_endian_without_file_meta_is_refused(tmp_path: Path) -> None:
     ds = write(Recipe())
     del ds.file_meta

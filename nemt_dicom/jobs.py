@@ -1,0 +1,144 @@
+"""What `nemt-dicom jobs` shows and does: instances, their deliveries, and another try for the dead.
+
+It works on the database of a state folder, whether or not the service runs.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+from rich.table import Table
+
+from nemt_dicom.config import Settings
+from nemt_dicom.errors import NemtError, StateError
+from nemt_dicom.log import instance_name
+from nemt_dicom.records import Instance
+from nemt_dicom.store import Store
+
+
+@contextmanager
+def opened(settings: Settings, *, read_only: bool = True) -> Iterator[Store]:
+    """The database of the state folder. Raises `StateError` where it cannot be used."""
+    state_dir = settings.state.dir
+    try:
+        with closing(Store(state_dir, read_only=read_only)) as store:
+            yield store
+    except OSError as error:
+        raise StateError(f"state folder {state_dir}: {error.strerror}") from error
+
+
+def find(store: Store, key: str) -> str:
+    """The SOP Instance UID that `key` means, see `Store.find`. Raises `NemtError` for none."""
+    uid = store.find(key)
+    if uid is None:
+        raise NemtError(f"no instance {key} in this state folder")
+    return uid
+
+
+def overview(instances: Sequence[Instance]) -> Table:
+    """A line an instance."""
+    table = _table("received (UTC)", "SOP Instance UID", "state", "reason", "p", "delivered")
+    for instance in instances:
+        probability = (instance.summary or {}).get("probability")
+        sent = sum(delivery.state == "sent" for delivery in instance.deliveries)
+        table.add_row(
+            f"{instance.received:%Y-%m-%d %H:%M:%S}",
+            instance.sop_instance_uid,
+            instance.state.value,
+            instance.reason or "",
+            "" if probability is None else f"{probability:.3f}",
+            f"{sent}/{len(instance.deliveries)}" if instance.deliveries else "",
+        )
+    return table
+
+
+def details(instance: Instance) -> Iterator[Table]:
+    """All that is known of an instance, then its deliveries where it has any."""
+    table = _table("", "")
+    table.show_header = False
+    for key, value in _as_dict(instance).items():
+        if key not in {"deliveries", "evidence"} and value is not None:
+            table.add_row(key, str(value))
+    for key, value in (instance.summary or {}).items():
+        table.add_row(key, str(value))
+    yield table
+    if not instance.deliveries:
+        return
+    deliveries = _table("destination", "object", "UID", "state", "attempts", "last answer")
+    for d in instance.deliveries:
+        answer = " ".join(text for text in (d.status, d.detail) if text)
+        deliveries.add_row(
+            d.destination, d.kind, d.output_uid, d.state.value, str(d.attempts), answer
+        )
+    yield deliveries
+
+
+def as_json(instances: Sequence[Instance]) -> str:
+    """All that is known of the instances: an array for programs."""
+    return json.dumps([_as_dict(instance) for instance in instances], indent=2)
+
+
+def retry(settings: Settings, keys: Sequence[str] | None) -> list[str]:
+    """Tries again what is dead, see `Store.retry`: of `keys`, or of all. Says what it did.
+
+    Raises `NemtError` for an unknown key, and where the settings are not the service's own.
+    """
+    configured = [destination.name for destination in settings.resolved_destinations()]
+    with opened(settings) as store:  # a reader: it makes no database where there is none
+        uids = None if keys is None else [find(store, key) for key in keys]
+        others = store.destinations() - set(configured)
+    if others and not settings.destinations:
+        raise NemtError(
+            f"results were for {', '.join(sorted(others))}, and these settings name no "
+            "destination: give the service's own with --config"
+        )
+    with opened(settings, read_only=False) as store:
+        done = store.retry(uids, configured)
+    said = [
+        f"instances queued again: {done.queued}",
+        f"deliveries tried again: {done.pending}",
+        f"deliveries added: {done.added}",
+    ]
+    if done.held:
+        said.append(f"instances left dead, their UID came with other content: {done.held}")
+    return said + [
+        f"deliveries left, destination {name} is not configured: {count}"
+        for name, count in done.left.items()
+    ]
+
+
+def _table(*headers: str) -> Table:
+    """A table that folds what is too long and never cuts it."""
+    table = Table()
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table
+
+
+def _as_dict(instance: Instance) -> dict[str, Any]:
+    return {
+        "sop_instance_uid": instance.sop_instance_uid,
+        "name": instance_name(instance.sop_instance_uid),
+        "sop_class_uid": instance.sop_class_uid,
+        "state": instance.state.value,
+        "reason": instance.reason,
+        "detail": instance.detail,
+        "received": instance.received.isoformat(),
+        "updated": instance.updated.isoformat(),
+        "duplicates": instance.duplicates,
+        "attempts": instance.attempts,
+        "evidence": instance.summary,
+        "deliveries": [
+            {
+                "destination": d.destination,
+                "sop_instance_uid": d.output_uid,
+                "kind": d.kind,
+                "state": d.state.value,
+                "attempts": d.attempts,
+                "status": d.status,
+                "detail": d.detail,
+            }
+            for d in instance.deliveries
+        ],
+    }
