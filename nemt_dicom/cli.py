@@ -287,7 +287,8 @@ def _jobs_show(options: argparse.Namespace) -> int:
 def _jobs_retry(options: argparse.Namespace) -> int:
     from nemt_dicom import jobs  # noqa: PLC0415
 
-    for line in jobs.retry(_settings(options), None if options.all else options.keys):
+    keys = None if options.all else options.keys
+    for line in jobs.retry(_settings(options), keys, by_file=options.config is not None):
         print(line)
     return EXIT_OK
 

@@ -70,6 +70,8 @@ class Courier:
         try:
             self._spool.read(output.blob)  # verified here; the sender finds them in memory
         except FileNotFoundError:
+            if not self._spool.holds_anything():
+                return Outcome(answer=Answer.LATER, detail="the spool is empty; is it mounted?")
             return Outcome(answer=Answer.LOST, detail="its bytes are missing in the spool")
         except DamagedBlob as error:
             return Outcome(answer=Answer.LOST, detail=str(error))
@@ -111,7 +113,9 @@ class Courier:
         output = f"{parcel.output.kind} {instance_name(parcel.output.sop_instance_uid)}"
         words = (outcome.answer.name.lower(), outcome.status, outcome.detail)
         text = f"{output} to {self.name}: {' '.join(word for word in words if word)}"
-        if self._is_final(parcel, outcome):
+        if outcome.answer is Answer.LOST:
+            LOGGER.error("%s; it is a dead letter", text)
+        elif self._is_final(parcel, outcome):
             LOGGER.error("%s; it is a dead letter, `nemt-dicom jobs retry` sends it again", text)
         else:
             LOGGER.log(

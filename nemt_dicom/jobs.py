@@ -79,16 +79,17 @@ def as_json(instances: Sequence[Instance]) -> str:
     return json.dumps([_as_dict(instance) for instance in instances], indent=2)
 
 
-def retry(settings: Settings, keys: Sequence[str] | None) -> list[str]:
+def retry(settings: Settings, keys: Sequence[str] | None, *, by_file: bool) -> list[str]:
     """Tries again what is dead, see `Store.retry`: of `keys`, or of all. Says what it did.
 
-    Raises `NemtError` for an unknown key, and where the settings are not the service's own.
+    by_file: the settings are of a file. Raises `NemtError` for an unknown key, and where the
+    settings cannot be the service's own, for results went elsewhere.
     """
     configured = [destination.name for destination in settings.resolved_destinations()]
     with opened(settings) as store:  # a reader: it makes no database where there is none
         uids = None if keys is None else [find(store, key) for key in keys]
-        others = store.destinations() - set(configured)
-    if others and not settings.destinations:
+        others = store.destinations().difference(configured)
+    if others and not settings.destinations and not by_file:
         raise NemtError(
             f"results were for {', '.join(sorted(others))}, and these settings name no "
             "destination: give the service's own with --config"

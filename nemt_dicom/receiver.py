@@ -79,14 +79,17 @@ class Receiver:
         """Takes in a blob that the database does not know, for it was lost or is an older one.
 
         False: it is no instance as it was received, or the database knows its content. Raises
-        `OSError` where there is no room for it; a blob that cannot be read is left.
+        `OSError` where there is no room for it; a blob that is damaged or cannot be read is left.
         """
         try:
+            whole, content = digests(blob)
+            if whole != blob.name:
+                LOGGER.error("a file of the spool is damaged and is left: %s", blob.name[:12])
+                return True
             request = _request_of(blob)
             if request is None:
                 return False
             _check(blob, request, math.inf)  # the limit may have been another
-            whole, content = digests(blob)
         except Refused:
             return False
         except OSError as error:

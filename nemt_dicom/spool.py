@@ -9,6 +9,7 @@ A blob is durable when `put` or `adopt` returns: file written, file synced, fold
 parent synced, file renamed into place, folder synced.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -101,9 +102,12 @@ class Spool:
     def adopt(self, temporary: Path, digest: str) -> str:
         """Moves a finished file of `tmp`, whose SHA-256 is `digest`, to its place; returns it.
 
-        A file whose fsync failed must not be tried again: the caller removes it.
+        Where the blob exists, its time of change stays: that of the first receipt. A file whose
+        fsync failed must not be tried again: the caller removes it.
         """
         target = self.path(digest)
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(temporary, ns=(time.time_ns(), target.stat().st_mtime_ns))
         self.fs.fsync(temporary)
         self._make_folder(target.parent)
         # Also where the blob exists: the same content, and its entry may not be synced yet.

@@ -265,6 +265,15 @@ def test_jobs_by_the_name_of_the_log(tmp_path, capsys) -> None:
     assert name in capsys.readouterr().out
 
 
+def test_retry_where_the_default_destination_is_the_services_own(tmp_path, capsys) -> None:
+    """Results went to `pacs` once, and go to the default folder by the service's own file."""
+    receive(tmp_path, "1.2.3", "1.2.4")
+    (tmp_path / "nemt.toml").write_text(f'[state]\ndir = "{tmp_path}"\n')
+    assert run("jobs", "retry", "--all", "--state", str(tmp_path)) == 1
+    assert run("jobs", "retry", "--all", "--config", str(tmp_path / "nemt.toml")) == 0
+    assert "destination pacs is not configured" in capsys.readouterr().out
+
+
 def test_retry_says_what_it_did(tmp_path, capsys, monkeypatch) -> None:
     state = ["--state", str(tmp_path / "state")]
     receive(tmp_path / "state", "1.2.3", "1.2.4")

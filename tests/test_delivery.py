@@ -359,6 +359,18 @@ def test_missing_and_damaged_bytes_are_a_dead_letter_and_never_sent(desk, pacs):
     assert set(pacs.received) == {kept.sop_instance_uid}
 
 
+def test_a_spool_that_is_not_there_buries_nothing(desk, pacs):
+    output = desk.add("pacs")
+    away = desk.spool.blobs.rename(desk.spool.blobs.with_name("away"))
+    desk.spool.blobs.mkdir()  # where it is mounted
+    desk.deliver_to(pacs)
+    wait_for(lambda: desk.delivery(output).attempts > 1, "attempts")
+    assert "is it mounted?" in desk.delivery(output).detail
+    desk.spool.blobs.rmdir()
+    away.rename(desk.spool.blobs)
+    desk.wait_until(output, "sent")
+
+
 def test_bytes_that_cannot_be_read_hold_no_other_up(desk, pacs):
     stuck, kept = desk.add("pacs"), desk.add("pacs")
     path = desk.spool.path(stuck.blob)

@@ -387,6 +387,33 @@ def test_a_cut_blob_is_never_an_error(tmp_path, cut):
     store.close()
 
 
+@pytest.mark.parametrize("place", [-1, 300], ids=["pixels", "header"])
+def test_a_damaged_blob_is_neither_taken_back_nor_removed(tmp_path, caplog, place):
+    """It may be all that is left of an image; its bytes are not those that came."""
+    spool = Spool(tmp_path, process="listener")
+    spool.prepare()
+    path, _ = received_by_network(spool, radiograph())
+    blob = spool.path(spool.put(path.read_bytes()))
+    data = bytearray(blob.read_bytes())
+    data[place] ^= 1
+    blob.write_bytes(data)
+    store = Store(tmp_path)
+    assert spool.sweep(set(), Receiver(settings_for(tmp_path), spool, store).take_back) == 0
+    assert blob.exists()
+    assert store.instances() == []
+    assert "is damaged and is left" in caplog.text
+    store.close()
+
+
+def test_a_duplicate_leaves_the_time_of_receipt(tmp_path):
+    spool = Spool(tmp_path, process="listener")
+    spool.prepare()
+    blob = spool.path(spool.put(b"bytes"))
+    os.utime(blob, (1_700_000_000,) * 2)
+    spool.put(b"bytes")
+    assert blob.stat().st_mtime == 1_700_000_000
+
+
 def test_what_cannot_be_read_or_recorded_is_left(tmp_path, monkeypatch, caplog):
     spool = Spool(tmp_path, process="listener")
     spool.prepare()

@@ -49,6 +49,12 @@ def test_training_and_validation_patients_are_no_test_patients() -> None:
     assert require_unseen(bundle, [case("1", source="CSV")]) == ()  # another's number 1
 
 
+def test_weights_that_others_trained_may_have_seen_anybody() -> None:
+    bundle = bundle_of(case("1", "train"), initial_weights=Path("others.safetensors"))
+    (note,) = require_unseen(bundle, [case("3")])
+    assert "known in part" in note
+
+
 def test_no_patient_stands_in_a_record_and_no_two_are_alike() -> None:
     cases = [case("secret", "train"), case("secret", "train"), case("hidden", "validation")]
     one, other = (bundle_of(*cases).manifest.data["seen"] for _ in range(2))

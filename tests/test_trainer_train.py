@@ -353,14 +353,19 @@ def test_a_process_alone_has_the_batch_as_it_is() -> None:
 AVERAGES = """
 import sys, torch
 from trainer.distributed import Team
+
+def averaged(team):
+    norm, frozen = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2).eval()
+    wrapped = team.wrap(torch.nn.Sequential(norm, torch.nn.Conv2d(2, 2, 1), frozen))
+    for step in range(2):
+        torch.manual_seed(team.rank + 10 * step)
+        wrapped(torch.randn(4, 2, 3, 3)).sum().backward()
+        team.average_statistics(wrapped)
+    return norm.state_dict(), frozen.state_dict()
+
 team = Team.join("cpu")
-norm, frozen = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2).eval()
-wrapped = team.wrap(torch.nn.Sequential(norm, torch.nn.Conv2d(2, 2, 1), frozen))
-for step in range(2):
-    torch.manual_seed(team.rank + 10 * step)
-    wrapped(torch.randn(4, 2, 3, 3)).sum().backward()
-    team.average_statistics(wrapped)
-torch.save((norm.state_dict(), frozen.state_dict()), f"{sys.argv[1]}/{team.rank}.pt")
+torch.save(averaged(team), f"{sys.argv[1]}/{team.rank}.pt")  # what is wrapped is gone by now
+team.wait()
 team.leave()
 """
 

@@ -6,6 +6,7 @@ norm normalises by the share of its process, and its running statistics are the 
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,9 @@ class Team:
         if self.size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the argument has two names by now
+            return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     @contextmanager
     def averaging(self, module: nn.Module, *, now: bool) -> Iterator[None]:

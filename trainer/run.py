@@ -5,6 +5,7 @@ bundle as it is served -> the same bundle with its figures and its model card.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -326,6 +327,8 @@ def require_writable(out: Path) -> None:
 
 def _require_place(places: Places, checkpoints: CheckpointFile) -> None:
     out = places.out
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first process looks, and ends all; another would meet what it tries
     require_writable(out)
     if not places.resume:
         if out.exists() and any(out.iterdir()):

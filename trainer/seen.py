@@ -31,7 +31,8 @@ def record_of_seen(cases: Iterable[Case], places: Places) -> dict[str, Any]:
     splits = {"validation"} if places.keep_module else {"train", "validation"}
     used = [case for case in cases if case.split in splits]
     hashes = {found for case in used for found in _hashes(case, salt)}
-    known = former["whole"] if former else places.target_model is None
+    own = places.target_model is None and places.initial_weights is None
+    known = former["whole"] if former else own
     return {
         "salt": salt,
         "hashes": " ".join(sorted(hashes | set(former["hashes"].split() if former else ()))),
