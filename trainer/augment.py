@@ -63,17 +63,24 @@ def occlude(images: Tensor, draws: Draws) -> Tensor:
     anything is removed. After this it falls where evidence is removed.
     """
     u = draws.uniform("occlude", 53).to(images.device)
+    chosen = u[:, 51] < 0.5
+    if not chosen.any():
+        return images
+    u, some = u[chosen], images[chosen]
     noise = u[:, :49].view(-1, 1, 7, 7)
     field = F.interpolate(noise, size=images.shape[-2:], mode="bicubic", align_corners=False)
     share = 0.05 + 0.3 * u[:, 49]
     flat = field.flatten(1)
-    rank = ((1 - share) * (flat.shape[1] - 1)).long()
-    level = flat.sort(dim=1).values.gather(1, rank[:, None]).view(-1, 1, 1, 1)
+    ranks = ((1 - share) * (flat.shape[1] - 1)).long().tolist()
+    levels = [row.kthvalue(rank + 1).values for row, rank in zip(flat, ranks, strict=True)]
+    level = torch.stack(levels).view(-1, 1, 1, 1)
     cover = (0.5 + 0.5 * u[:, 50]).view(-1, 1, 1, 1)
     blobs = cover * torch.sigmoid((field - level) * 20)
-    chosen, black = (u[:, column].view(-1, 1, 1, 1) < 0.5 for column in (51, 52))
-    background = torch.where(black, filled(images, "black"), filled(images, "blur"))
-    return torch.where(chosen, remove(images, blobs, background), images)
+    black = u[:, 52].view(-1, 1, 1, 1) < 0.5
+    background = torch.where(black, filled(some, "black"), filled(some, "blur"))
+    result = images.clone()
+    result[chosen] = remove(some, blobs, background).to(images.dtype)
+    return result
 
 
 def smoothing_kernels(draws: Draws, side: int, device: torch.device) -> Tensor | None:
