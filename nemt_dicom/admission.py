@@ -25,7 +25,7 @@ SOP_CLASSES = (
     DigitalXRayImageStorageForProcessing,
     SecondaryCaptureImageStorage,
 )
-"""SOP classes that may hold a chest radiograph."""
+"""SOP classes that may hold a chest radiograph: received and acknowledged."""
 
 CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "TORACE", "LUNG")
 CHEST_CODES = frozenset({"51185008", "43799004", "39607008", "T-D3000", "T-28000"})

@@ -38,7 +38,7 @@ def display_curve(
     inverse = (
         dataset.PhotometricInterpretation == "MONOCHROME1"
         or dataset.get("PresentationLUTShape") == "INVERSE"
-    )  # DX says both for one inversion (PS3.3 C.8.11.3.1.2), so they do not cancel out
+    )  # DX says both for one inversion (PS3.3 table C.8-70), so they do not cancel out
     return np.asarray(1.0 - shown if inverse else shown, np.float64)
 
 

@@ -19,9 +19,6 @@ import pydicom.config
 from pydicom import Dataset
 from pydicom.uid import (
     JPEG2000,
-    ComputedRadiographyImageStorage,
-    DigitalXRayImageStorageForPresentation,
-    DigitalXRayImageStorageForProcessing,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -32,13 +29,13 @@ from pydicom.uid import (
     JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
-    SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE, _config, dimse_messages, evt
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
 
+from nemt_dicom.admission import SOP_CLASSES
 from nemt_dicom.child import Life
 from nemt_dicom.config import ListenerSettings, Settings
 from nemt_dicom.errors import Reason, Refused, StateError
@@ -50,14 +47,6 @@ from nemt_dicom.spool import Spool
 from nemt_dicom.store import Store
 
 LOGGER = logging.getLogger(__name__)
-
-STORAGE_SOP_CLASSES = (
-    ComputedRadiographyImageStorage,
-    DigitalXRayImageStorageForPresentation,
-    DigitalXRayImageStorageForProcessing,
-    SecondaryCaptureImageStorage,
-)
-"""Received and acknowledged. Which of their instances are explained is decided later."""
 
 TRANSFER_SYNTAXES = (
     ExplicitVRLittleEndian,
@@ -261,7 +250,7 @@ def _application_entity(settings: ListenerSettings) -> AE:
     ae.acse_timeout = settings.acse_timeout_s
     ae.dimse_timeout = settings.dimse_timeout_s
     ae.network_timeout = settings.network_timeout_s
-    for sop_class in STORAGE_SOP_CLASSES:
+    for sop_class in SOP_CLASSES:
         ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
     ae.add_supported_context(Verification, list(VERIFICATION_TRANSFER_SYNTAXES))
     return ae

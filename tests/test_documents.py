@@ -8,7 +8,16 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import UID
 
-from nemt_dicom import __version__, cli, derived, listener, secondary_capture, segmentation, sender
+from nemt_dicom import (
+    __version__,
+    admission,
+    cli,
+    derived,
+    listener,
+    secondary_capture,
+    segmentation,
+    sender,
+)
 from nemt_dicom.config import Settings, load_settings
 from nemt_dicom.errors import Reason
 from trainer import eval_cli as evaluation
@@ -33,7 +42,7 @@ def table(first_header: str, number: int = 0) -> list[list[str]]:
 
 
 def test_received_sop_classes_and_transfer_syntaxes() -> None:
-    assert {row[1] for row in table("SOP class")} == set(listener.STORAGE_SOP_CLASSES)
+    assert {row[1] for row in table("SOP class")} == set(admission.SOP_CLASSES)
     for name, uid in table("SOP class"):
         assert UID(uid).name == name
     assert [row[1] for row in table("Transfer syntax")] == list(listener.TRANSFER_SYNTAXES)

@@ -38,11 +38,12 @@ from service_kit import (
 )
 
 from nemt_dicom import listener
+from nemt_dicom.admission import SOP_CLASSES
 from nemt_dicom.child import Child
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import Reason
 from nemt_dicom.header import dataset_offset
-from nemt_dicom.listener import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, run_listener
+from nemt_dicom.listener import TRANSFER_SYNTAXES, run_listener
 from nemt_dicom.records import Instance
 from nemt_dicom.spool import Spool, prepare_state_dir
 from nemt_dicom.store import Store
@@ -122,7 +123,7 @@ def test_echo(running):
 def test_offers_what_it_says_and_nothing_else(running):
     refused = (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
     listening = running.settings.listener
-    for sop_class in (*STORAGE_SOP_CLASSES, CTImageStorage, SegmentationStorage):
+    for sop_class in (*SOP_CLASSES, CTImageStorage, SegmentationStorage):
         ae = AE()
         for syntax in (*TRANSFER_SYNTAXES, *refused):
             ae.add_requested_context(sop_class, syntax)
@@ -134,7 +135,7 @@ def test_offers_what_it_says_and_nothing_else(running):
             if context.abstract_syntax == sop_class
         }
         association.release()
-        assert accepted == (set(TRANSFER_SYNTAXES) if sop_class in STORAGE_SOP_CLASSES else set())
+        assert accepted == (set(TRANSFER_SYNTAXES) if sop_class in SOP_CLASSES else set())
 
 
 @pytest.mark.parametrize(
