@@ -1,3 +1,3 @@
 """NEMt DICOM: explains chest radiographs beside a PACS. Research only, not for diagnosis."""
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"

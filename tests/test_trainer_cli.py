@@ -412,7 +412,7 @@ def test_imagenet_weights_are_for_one_backbone(
 
 def test_wrong_usage_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["--target", "pneumonia"])
+        main(["--data", "nih"])
     assert ended.value.code == 2
     with pytest.raises(SystemExit) as ended:
         main(["--help"])

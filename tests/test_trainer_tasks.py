@@ -16,9 +16,10 @@ from synthetic_sets import write_ham, write_rsna
 
 from nemt_dicom.bundle import Bundle
 from nemt_dicom.errors import BundleError
-from trainer import ablation, baselines, run
+from trainer import ablation, baselines, dry_run, run
 from trainer.cli import main, read_arguments
 from trainer.config import PRESETS
+from trainer.draws import Draws
 from trainer.thresholds import for_sensitivity
 
 BACKBONE = "test_efficientnet"
@@ -146,6 +147,36 @@ def test_the_dry_run_spends_nothing(sets: Path, capsys: pytest.CaptureFixture[st
         assert word in text
     assert not out.exists()
     assert main([*data, *SMALL, "--batch", "4000", "--dry-run", "--out", str(out)]) == 0
+
+
+def test_only_the_target_has_to_be_named(
+    sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, places, _ = read_arguments(["--target", "Pleural_Thickening/../x"])
+    assert places.out == Path("runs", "pleural-thickening----x")
+    monkeypatch.chdir(sets / "rsna")
+    assert main(["--target", "pneumonia", "--random-init", *SMALL, "--dry-run"]) == 0
+    assert "RSNA train" in capsys.readouterr().out
+    monkeypatch.chdir(sets)
+    assert main(["--target", "pneumonia", "--random-init", *SMALL]) == 1
+    assert "by --data" in capsys.readouterr().err
+
+
+def test_the_dry_run_times_the_same_work_twice(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, seen = dry_run.take_step, []
+
+    def take_step(
+        stage: Any, module: Any, rows: Any, images: torch.Tensor, key: Any, *further: Any
+    ) -> Any:
+        seen.append(stage.augmented(images, Draws(key, np.arange(len(rows)))))
+        return whole(stage, module, rows, images, key, *further)
+
+    monkeypatch.setattr(dry_run, "take_step", take_step)
+    data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--random-init"]
+    assert main([*data, *SMALL, "--dry-run"]) == 0
+    assert len(seen) == 2 * 2 * (1 + dry_run.STEPS)
+    for piped, bare in zip(seen[::2], seen[1::2], strict=True):
+        assert torch.equal(piped, bare)
 
 
 def test_the_ablation_has_no_teachers(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -202,7 +202,9 @@ def test_an_image_taken_twice_is_drawn_for_anew(accumulate: int) -> None:
         drawn.append(batch.draws.uniform("augment", 3))
         return Losses(loss=weight * batch.images.mean(dim=(1, 2, 3)), figures={})
 
-    stage = SimpleNamespace(optimiser=torch.optim.SGD([weight], lr=0.1), name="", advice="")
+    stage = SimpleNamespace(
+        optimiser=torch.optim.SGD([weight], lr=0.1), augmented=lambda images, _: images
+    )
     team = Team(rank=0, size=1, device=torch.device("cpu"))
     bare = Run.bare(TrainingConfig(accumulate=accumulate), None, team)
     for step in range(2):
@@ -417,6 +419,9 @@ class Scripted:
 
     def order(self, epoch: int) -> np.ndarray:
         return np.arange(4)
+
+    def augmented(self, images: torch.Tensor, draws: Draws) -> torch.Tensor:
+        return images
 
     def begin_epoch(self) -> None:
         with torch.no_grad():

@@ -22,6 +22,7 @@ from .comparison import Evaluated, average, figure, scores, table
 from .config import PRESETS, Places, TrainingConfig
 from .distributed import Team
 from .explanation import ExplanationStage, soft_masks
+from .layouts import file_name
 from .maps import Attributed
 from .progress import Progress
 from .run import (
@@ -108,7 +109,7 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
         fit(stage, prepared.train, kept)
     found: dict[str, Any] = {}
     for name, recipe in recipes.items():
-        path = places.out / f"{_file_name(name)}.json"
+        path = places.out / f"{file_name(name)}.json"
         if not path.is_file():
             row = _measure(prepared, replace(bare, config=recipe, epochs=[]), test, rows, regions)
             path.write_text(json.dumps(row), encoding="utf-8")
@@ -161,7 +162,3 @@ def _require_same(config: TrainingConfig, prepared: Prepared, places: Places) ->
     elif any(places.out.iterdir()):
         raise TrainingError(f"{places.out} is not empty; choose a new folder")
     path.write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name)

@@ -26,7 +26,7 @@ from .augment import add_noise, augment, occlude
 from .cache import Examples
 from .checkpoint import Weights
 from .config import TrainingConfig
-from .draws import shuffled
+from .draws import Draws, shuffled
 from .metrics import area_under_curve
 from .optimisers import prodigy
 from .train import Batch, Losses
@@ -77,6 +77,15 @@ class ClassifierStage:
     def order(self, epoch: int) -> NDArray[np.intp]:
         """Every example once."""
         return shuffled((self._config.seed, self.name, epoch), self._count)
+
+    def augmented(self, images: Tensor, draws: Draws) -> Tensor:
+        """Moved, occluded and noisy, each where the recipe asks."""
+        config = self._config
+        if config.augment:
+            images = augment(images, draws, mirror=config.mirror)
+        if config.occlusion:
+            images = occlude(images, draws)
+        return add_noise(images, draws, config.noise) if config.augment else images
 
     def begin_epoch(self) -> None:
         """Training mode of the target model. Frozen stages, too, take these images' statistics."""
@@ -165,24 +174,17 @@ class _ClassifierLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Losses:
         network, config = self._network[0], self._config
-        x = batch.images
-        if config.augment:
-            x = augment(x, batch.draws, mirror=config.mirror)
-        if config.occlusion:
-            x = occlude(x, batch.draws)
-        if config.augment:
-            x = add_noise(x, batch.draws, config.noise)
-        logits = network.logits(x).float()
+        rows, device = batch.rows, batch.images.device
+        logits = network.logits(batch.images).float()
         if self._teachers:
-            return Losses(loss=self._against_teachers(x, logits), figures={})
-        rows = batch.rows
-        weights = self._weights[rows].to(x.device)  # (b, outputs)
+            return Losses(loss=self._against_teachers(batch.images, logits), figures={})
+        weights = self._weights[rows].to(device)  # (b, outputs)
         if network.architecture.activation == "softmax":
-            classes = self._classes[rows].to(x.device)
+            classes = self._classes[rows].to(device)
             smoothing = 2 * config.label_smoothing  # as much as a sigmoid's, between two ends
             loss = F.cross_entropy(logits, classes, label_smoothing=smoothing, reduction="none")
             return Losses(loss=weights[:, 0] * loss, figures={})
-        labels = self._labels[rows].to(x.device)
+        labels = self._labels[rows].to(device)
         smooth = labels * (1 - 2 * config.label_smoothing) + config.label_smoothing
         loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
         return Losses(loss=(weights * loss).sum(dim=1), figures={})

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +25,7 @@ from .config import (
     TrainingConfig,
 )
 from .dry_run import dry_run
+from .layouts import canonical, file_name
 from .memory import keep_memory
 from .options import build_parser
 from .precision import has_bfloat16, require_device
@@ -49,7 +51,8 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Pla
     if given.get("objective") == "nem-u":
         recipe |= NEM_U[preset]
     places = {name: given.pop(name) for name in list(given) if name in PLACES}
-    places["folders"] = tuple(places["folders"])
+    places["folders"] = tuple(places.get("folders", [Path.cwd()]))
+    places.setdefault("out", Path("runs", file_name(canonical(given["target"]))))
     for names, group in (("output_names", places), ("auxiliary", given)):
         if names in group:
             group[names] = tuple(n.strip() for n in group[names].split(",") if n.strip())

@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nemt_dicom.network import ExplainedNetwork
@@ -19,6 +21,7 @@ from .classifier import ClassifierStage
 from .config import Places, TrainingConfig
 from .datasets import Case, describe, find_cases
 from .distributed import Team
+from .draws import Draws
 from .explanation import ExplanationStage
 from .progress import Progress
 from .result_tables import splits_table, table
@@ -76,7 +79,9 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
     for name, (make, epochs) in makers.items():
         if name == "explanation module" and asks:
             some = np.arange(min(config.batch, len(examples)))
-            _as_trained(network, torch.from_numpy(examples.take(some)))
+            images = torch.from_numpy(examples.take(some)).to(config.device)
+            draws = Draws((config.seed, name, 1, 0), some)
+            _as_trained(network, make(config).augmented(images, draws))
         steps = epochs * len(batches(np.arange(len(cases)), config.batch))
         bare, piped = rates(make, network, examples, config, progress)
         total += steps / piped
@@ -101,14 +106,14 @@ def _times(rows: list[list[str]]) -> str:
 
 @torch.no_grad()
 def _as_trained(network: ExplainedNetwork, images: Tensor) -> None:
-    """Moves the explained output until every second image has p above a half.
+    """Moves the explained output until every second image, augmented, has p above a half.
 
     What agreement costs depends on how many there are, and an untrained model is sure of all or of
     none. Nothing of the network is kept.
     """
     head = network.target_model.get_classifier()
     if isinstance(getattr(head, "bias", None), Tensor):
-        odds = network.log_odds(network.logits(images.to(head.bias.device)))
+        odds = network.log_odds(network.logits(images))
         head.bias[network.target_index] -= odds.median() - 1e-3
 
 
@@ -127,35 +132,40 @@ def rates(
     config: TrainingConfig,
     progress: Progress,
 ) -> tuple[float, float]:
-    """Steps a second: of the bare step, on tensors in memory and without augmentation; and of the
-    loop's own, with images from the cache, read ahead, and augmentation.
+    """Steps a second: of the bare step, on images in memory that are augmented already; and of the
+    loop's own on the same images, which come from the cache, read ahead, and are augmented.
 
     Both in turn, so that a noisy machine is noisy to both; the inverse of the median times.
     """
     team = Team(rank=0, size=1, device=torch.device(config.device))
     plain = replace(config, augment=False, occlusion=False)
-    stage = make(plain)
-    name, first = stage.name, batches(stage.order(1), config.batch)[0]
-    held = torch.from_numpy(examples.take(first)).to(team.device)
-    planned = [
-        rows for epoch in range(STEPS + 1) for rows in batches(stage.order(epoch), config.batch)
-    ][: STEPS + 1]
-    times: dict[bool, list[float]] = {False: [], True: []}
-    progress.stage(f"timing, {name}", 2 * len(planned))
+    stage = make(config)
+    orders = [batches(stage.order(epoch), config.batch) for epoch in range(STEPS + 1)]
+    planned = list(chain.from_iterable(orders))[: STEPS + 1]
+    progress.stage(f"timing, {stage.name}", 2 * len(planned))
+
+    def timed(recipe: TrainingConfig, rows: NDArray[np.intp], images: Tensor) -> float:
+        stage, run = make(recipe), Run.bare(recipe, network, team)
+        stage.begin_epoch()
+        started = time.monotonic()
+        take_step(stage, stage.module, rows, images, key, 0.5, run)
+        spent = time.monotonic() - started
+        stage.keep(None)
+        progress.step()
+        return spent
+
+    times = []
     reader = read_ahead(examples, planned, team)
     for number in range(len(planned)):
-        for piped, recipe in ((False, plain), (True, config)):
-            run = Run.bare(recipe, network, team)
-            stage = make(recipe)
-            stage.begin_epoch()
-            started = time.monotonic()
-            rows, images = next(reader) if piped else (first, held)
-            take_step(stage, stage.module, rows, images, (config.seed, name, 1, 0), 0.5, run)
-            if number:  # the first is warm-up
-                times[piped].append(time.monotonic() - started)
-            progress.step()
-            stage.keep(None)
-    return 1 / statistics.median(times[False]), 1 / statistics.median(times[True])
+        key = (config.seed, stage.name, 1, number)
+        started = time.monotonic()
+        rows, images = next(reader)
+        waited = time.monotonic() - started
+        piped = waited + timed(config, rows, images)
+        bare = timed(plain, rows, stage.augmented(images, Draws(key, np.arange(len(rows)))))
+        times.append((bare, piped))
+    bare, piped = (statistics.median(each) for each in zip(*times[1:], strict=True))  # warm
+    return 1 / bare, 1 / piped
 
 
 def _sizes(network: ExplainedNetwork, count: int, config: TrainingConfig, channels: int) -> str:

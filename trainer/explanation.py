@@ -17,7 +17,7 @@ from .cache import Examples
 from .checkpoint import Weights
 from .classifier import probabilities
 from .config import TrainingConfig
-from .draws import balanced, shuffled
+from .draws import Draws, balanced, shuffled
 from .metrics import Probability, faithfulness
 from .objectives import (
     Deletion,
@@ -118,6 +118,13 @@ class ExplanationStage:
     def _likely(self) -> NDArray[np.bool_]:
         return probabilities(self._network, self._train) > 0.5
 
+    def augmented(self, images: Tensor, draws: Draws) -> Tensor:
+        """Moved and noisy where the recipe asks."""
+        config = self._config
+        if not config.augment:
+            return images
+        return add_noise(augment(images, draws, mirror=config.mirror), draws, config.noise)
+
     def begin_epoch(self) -> None:
         """Training mode; the target model stays in evaluation mode."""
         self._network.train()
@@ -188,9 +195,6 @@ class _MaskLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Losses:
         x, config = batch.images, self._config
-        if config.augment:
-            x = augment(x, batch.draws, mirror=config.mirror)
-            x = add_noise(x, batch.draws, config.noise)
         random = Randomness(
             kernels=smoothing_kernels(batch.draws, config.neighbourhood, x.device),
             fills=batch.draws.uniform("fill", 1)[:, 0].to(x.device),

@@ -106,6 +106,11 @@ def canonical(target: str) -> str:
     return HAM_CLASSES.get(name, name)
 
 
+def file_name(name: str) -> str:
+    """A name with a hyphen for each character that is neither letter nor digit."""
+    return "".join(c if c.isalnum() else "-" for c in name)
+
+
 def find_table(given: Path) -> Path:
     """The label table of a data folder, or the table itself where that is given.
 
@@ -121,7 +126,7 @@ def find_table(given: Path) -> Path:
     raise DataError(
         f"{given} holds no labels that are recognised: {RSNA_LABELS} (RSNA 2018), {NIH_LABELS} "
         f"(NIH ChestX-ray14), {HAM_LABELS} (HAM10000) or {CSV_LABELS} (path,label,patient_id); "
-        "a .csv file with these three columns can be given itself"
+        "a folder, or a .csv file with these three columns, is named by --data"
     )
 
 

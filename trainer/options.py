@@ -25,7 +25,8 @@ patients are validation, which every choice is made on; the test split is used f
 only. Boxes and lesion masks never take part in training."""
 EPILOG = """\
 examples:
-  nemt-train --target pneumonia --data nih-mini --data rsna-mini --out runs/pneumonia
+  cd rsna && nemt-train --target pneumonia
+  nemt-train --target pneumonia --data nih-mini --data rsna-mini
   nemt-train --target melanoma --data ham10000-mini --out runs/melanoma
   nemt-train --target pneumonia --data rsna --preset paper --initial-weights resnet50.safetensors \\
              --out runs/paper
@@ -79,14 +80,16 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--data",
         dest="folders",
-        required=True,
         action="append",
         type=Path,
         metavar="DIR",
-        help="a data folder, or a labels.csv",
+        help="a data folder, or a labels.csv (default: the current folder)",
     )
     data.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="new folder for the bundle"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="new folder for the bundle (default: runs/TARGET)",
     )
     data.add_argument(
         "--cache",

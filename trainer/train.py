@@ -34,8 +34,9 @@ SAVE_EVERY = 600.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Some training examples. images: (B, C, S, S) float32 in [0, 1]. rows: their numbers.
+    """Some training examples.
 
+    images: (B, C, S, S) float32 in [0, 1], augmented where that is asked. rows: their numbers.
     draws: their random numbers in this step. done: share of the stage's steps that are done.
     """
 
@@ -69,6 +70,9 @@ class Stage(Protocol):
 
     def order(self, epoch: int) -> NDArray[np.intp]:
         """The training examples of an epoch, (N,) row numbers, as they are taken."""
+
+    def augmented(self, images: Tensor, draws: Draws) -> Tensor:
+        """Training images (B, C, S, S) in [0, 1] as the loss sees them, of the same shape."""
 
     def begin_epoch(self) -> None:
         """Sets the modules to training."""
@@ -216,15 +220,11 @@ def take_step(
     loss = torch.zeros((), dtype=torch.float64, device=team.device)
     figures: dict[str, float] = {}
     for number, part in enumerate(parts, start=1):
-        batch = Batch(
-            images=images[part[0] : part[-1] + 1],
-            rows=own[part],
-            draws=Draws(key, places[part]),
-            done=done,
-        )
+        draws = Draws(key, places[part])
         with team.averaging(module, now=number == len(parts)):
             with mixed_precision(config.device, enabled=config.bfloat16):
-                losses: Losses = module(batch)
+                seen = stage.augmented(images[part[0] : part[-1] + 1], draws)
+                losses: Losses = module(Batch(images=seen, rows=own[part], draws=draws, done=done))
             total = losses.loss.float().sum()
             # gradients are averaged over the processes: this is the mean over the whole batch
             scaled = total * (team.size / len(rows))
