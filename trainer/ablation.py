@@ -89,7 +89,7 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
     if team.size > 1:
         raise DataError("the ablation runs in one process; leave torchrun out")
     prepared = prepare(config, places, team, progress)
-    _require_same(config, prepared, places)
+    _require_same(config, prepared, places, progress)
     test = load_split(prepared.dataset, "test", config, places, progress)
     rows, regions = ground_truth(test)
     if not len(rows):
@@ -153,12 +153,14 @@ def _measure(
     return row | {"area": figure(average(masks.mean(axis=(1, 2))), patients)}
 
 
-def _require_same(config: TrainingConfig, prepared: Prepared, places: Places) -> None:
+def _require_same(
+    config: TrainingConfig, prepared: Prepared, places: Places, progress: Progress
+) -> None:
     """Raises `TrainingError` where the folder holds another ablation, or something else."""
     begun = config.to_manifest() | {"begun_with": begun_with(prepared, places, processes=1)}
     path = places.out / "config.json"
     if path.is_file():
-        require_same(begun, path)
+        require_same(begun, path, progress)
     elif any(places.out.iterdir()):
         raise TrainingError(f"{places.out} is not empty; choose a new folder")
     path.write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")

@@ -46,7 +46,7 @@ def describe_bundle(
             "target_model_bundle": trained_by(places),
             "initial_weights_file": file_digest(places.initial_weights),
             "thresholds": thresholds.found,
-            "libraries": {name: version(name) for name in ("torch", "timm", "prodigyopt")},
+            "libraries": libraries(),
             "parameters": {
                 "target_model": _count(network.target_model),
                 "explanation_module": _count(network.explanation_module),
@@ -62,6 +62,11 @@ def describe_bundle(
         },
         "metrics": {},
     }
+
+
+def libraries() -> dict[str, str]:
+    """The versions that decide a run's bits, beside this one's."""
+    return {name: version(name) for name in ("torch", "timm", "prodigyopt")}
 
 
 def trained_by(places: Places) -> dict[str, Any] | None:

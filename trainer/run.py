@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nemt_dicom import __version__
 from nemt_dicom import bundle as bundles
 from nemt_dicom.bundle import Bundle
 from nemt_dicom.errors import TrainingError
@@ -31,7 +32,7 @@ from .datasets import Dataset, find_cases, fingerprint, require_both_labels
 from .distributed import Team
 from .evaluate import evaluate, for_manifest
 from .explanation import ExplanationStage, soft_masks
-from .origin import code_state, describe_bundle, device_name
+from .origin import code_state, describe_bundle, device_name, libraries
 from .progress import Progress
 from .result_charts import draw_bars, draw_masks
 from .seen import require_unseen
@@ -81,7 +82,7 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
             "begun_with": begun_with(prepared, places, processes=team.size)
         }
         if places.resume:
-            require_same(begun, folder / "config.json")
+            require_same(begun, folder / "config.json", progress)
         team.wait()
         if team.first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -291,11 +292,15 @@ def begun_with(prepared: Prepared, places: Places, *, processes: int) -> dict[st
         "output": prepared.network.architecture.target,
         "outputs": list(prepared.network.architecture.outputs),
         "activation": prepared.network.architecture.activation,
+        "software": {"nemt-dicom": __version__} | libraries(),
     }
 
 
-def require_same(begun: dict[str, Any], path: Path) -> None:
-    """Raises `TrainingError` where `path` says that what goes on was begun as another run."""
+def require_same(begun: dict[str, Any], path: Path, progress: Progress) -> None:
+    """Raises `TrainingError` where `path` says that what goes on was begun as another run.
+
+    Notes where other software began it, which may give other bits.
+    """
     recorded = json.loads(path.read_text("utf-8"))
     now = json.loads(json.dumps(begun))  # as it is written
     changed = [
@@ -305,13 +310,21 @@ def require_same(begun: dict[str, Any], path: Path) -> None:
             (now["begun_with"], recorded.get("begun_with", {})),
         )
         for name in ours
-        if name != "begun_with" and ours[name] != theirs.get(name)
+        if name not in {"begun_with", "software"} and ours[name] != theirs.get(name)
     ]
     if changed:
         raise TrainingError(
             f"{path.parent} was begun with other settings ({', '.join(changed)}); resume with the "
             "same, or choose a new folder"
         )
+    theirs = recorded["begun_with"].get("software", {})
+    other = [
+        f"{name} {theirs.get(name, 'unknown')}"
+        for name, release in now["begun_with"]["software"].items()
+        if theirs.get(name) != release
+    ]
+    if other:
+        progress.note(f"begun with {', '.join(other)}: other bits than of a run that never stopped")
 
 
 def require_writable(out: Path) -> None:
