@@ -112,11 +112,10 @@ class Courier:
     def _log(self, parcel: Parcel, outcome: Outcome) -> None:
         output = f"{parcel.output.kind} {instance_name(parcel.output.sop_instance_uid)}"
         words = (outcome.answer.name.lower(), outcome.status, outcome.detail)
-        text = f"{output} to {self.name}: {' '.join(word for word in words if word)}"
-        if outcome.answer is Answer.LOST:
-            LOGGER.error("%s; it is a dead letter", text)
-        elif self._is_final(parcel, outcome):
-            LOGGER.error("%s; it is a dead letter, `nemt-dicom jobs retry` sends it again", text)
+        what = f"{output} of instance {instance_name(parcel.source)} to {self.name}"
+        text = f"{what}: {' '.join(word for word in words if word)}"
+        if self._is_final(parcel, outcome):
+            LOGGER.error("%s; it is a dead letter, `nemt-dicom jobs retry` tries again", text)
         else:
             LOGGER.log(
                 logging.INFO if outcome.answer is Answer.SENT else logging.WARNING, "%s", text

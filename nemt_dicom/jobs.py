@@ -14,6 +14,7 @@ from nemt_dicom.config import Settings
 from nemt_dicom.errors import NemtError, StateError
 from nemt_dicom.log import instance_name
 from nemt_dicom.records import Instance
+from nemt_dicom.spool import Spool
 from nemt_dicom.store import Store
 
 
@@ -95,12 +96,16 @@ def retry(settings: Settings, keys: Sequence[str] | None, *, by_file: bool) -> l
             "destination: give the service's own with --config"
         )
     with opened(settings, read_only=False) as store:
-        done = store.retry(uids, configured)
+        spool = Spool(settings.state.dir, process="jobs")
+        lost = [blob for blob in store.given_up(uids) if spool.has_lost(blob)]
+        done = store.retry(uids, configured, lost)
     said = [
         f"instances queued again: {done.queued}",
         f"deliveries tried again: {done.pending}",
         f"deliveries added: {done.added}",
     ]
+    if done.remade:
+        said.append(f"instances explained again, their results were lost: {done.remade}")
     if done.held:
         said.append(f"instances left dead, their UID came with other content: {done.held}")
     return said + [

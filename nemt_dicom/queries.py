@@ -104,15 +104,23 @@ RECOVER = """
 UPDATE instances SET state = 'queued', lease = NULL, alone = 1, updated = ?
 WHERE state = 'inferring'
 """
-ADD_OUTPUT = "INSERT OR IGNORE INTO outputs VALUES (?, ?, ?, ?, ?, ?, ?)"
+ADD_OUTPUT = """
+INSERT INTO outputs VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (sop_instance_uid) DO UPDATE SET blob = excluded.blob
+WHERE instance = excluded.instance AND NOT EXISTS (
+    SELECT 1 FROM deliveries WHERE output = excluded.sop_instance_uid AND state = 'sent'
+)
+"""
 ADD_DELIVERY = """
 INSERT OR IGNORE INTO deliveries (output, destination, state, updated) VALUES (?, ?, 'pending', ?)
 """
 DUE = """
 SELECT d.attempts, d.rejections, o.kind, o.sop_class_uid, o.sop_instance_uid, o.study_instance_uid,
-    o.transfer_syntax_uid, o.blob
+    o.transfer_syntax_uid, o.blob, i.sop_instance_uid
 FROM deliveries d JOIN outputs o ON o.sop_instance_uid = d.output
+    JOIN instances i ON i.id = o.instance
 WHERE d.destination = ?1 AND d.state = 'pending' AND (d.retry_at <= ?2 OR d.retry_at > ?3)
+    AND i.state = 'done'                      -- not while it is made again
 ORDER BY d.retry_at, d.rowid LIMIT 1
 """
 PENDING_SYNTAXES = """
@@ -124,17 +132,27 @@ MARK_DELIVERY = """
 UPDATE deliveries SET state = ?, attempts = attempts + 1, rejections = rejections + ?, status = ?,
     detail = ?, retry_at = ?, updated = ? WHERE output = ? AND destination = ? AND state = 'pending'
 """
-# Trying again: ?1 is a JSON array of SOP Instance UIDs or NULL for all, ?2 one of destinations.
+# Trying again: ?1 is a JSON array of SOP Instance UIDs or NULL for all, ?2 one of destinations or,
+# in DONE_WITH, of blobs.
 
 DEAD = """
 SELECT id, sop_instance_uid, content_digest FROM instances
 WHERE state = 'dead' AND (?1 IS NULL OR sop_instance_uid IN (SELECT value FROM json_each(?1)))
 ORDER BY id DESC
 """
+DONE_WITH = """
+SELECT i.id, i.sop_instance_uid, i.content_digest FROM instances i
+WHERE i.state = 'done' AND (?1 IS NULL OR i.sop_instance_uid IN (SELECT value FROM json_each(?1)))
+    AND i.id IN (SELECT instance FROM outputs WHERE blob IN (SELECT value FROM json_each(?2)))
+"""
 _CHOSEN_OUTPUTS = """
 SELECT o.sop_instance_uid FROM outputs o JOIN instances i ON i.id = o.instance
 WHERE ?1 IS NULL OR i.sop_instance_uid IN (SELECT value FROM json_each(?1))
 """
+GIVEN_UP = f"""
+SELECT DISTINCT o.blob FROM deliveries d JOIN outputs o ON o.sop_instance_uid = d.output
+WHERE d.state = 'dead' AND d.output IN ({_CHOSEN_OUTPUTS})
+"""  # noqa: S608 (of constants)
 SEND_AGAIN = f"""
 UPDATE deliveries SET state = 'pending', rejections = 0, retry_at = 0, updated = ?3
 WHERE state = 'dead' AND destination IN (SELECT value FROM json_each(?2))

@@ -59,14 +59,15 @@ class Arrival:
 
 @dataclass(frozen=True, kw_only=True)
 class Retried:
-    """What trying again has set going: `queued` instances, `pending` deliveries that were dead,
-    `added` deliveries to destinations that had none. `held` are dead instances whose UID is known
-    with other content that is or will be explained; `left` counts deliveries by destinations that
-    are not configured.
+    """What trying again has set going: `queued` instances, `remade` ones whose results were lost,
+    `pending` deliveries that were dead, `added` deliveries to destinations that had none. `held`
+    are dead instances whose UID is known with other content that is or will be explained; `left`
+    counts deliveries by destinations that are not configured.
     """
 
     queued: int
     held: int
+    remade: int
     pending: int
     added: int
     left: Mapping[str, int]
@@ -97,10 +98,14 @@ class StoredOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
-    """One output on its way to one destination. Counts are of attempts before this one."""
+    """One output on its way to one destination. Counts are of attempts before this one.
+
+    source: SOP Instance UID of the image it explains.
+    """
 
     destination: str
     output: StoredOutput
+    source: str
     attempts: int
     rejections: int
 

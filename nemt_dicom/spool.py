@@ -89,6 +89,20 @@ class Spool:
             raise DamagedBlob("its bytes are damaged")
         return data
 
+    def has_lost(self, digest: str) -> bool:
+        """Whether the bytes of a blob are missing or damaged for certain: not where the disk fails,
+        nor where there is no blob at all.
+        """
+        try:
+            self.read(digest)
+        except DamagedBlob:
+            return True
+        except FileNotFoundError:
+            return self.holds_anything()
+        except OSError:
+            return False
+        return False
+
     def put(self, data: bytes) -> str:
         """Stores `data`; returns its SHA-256."""
         temporary = self.tmp / uuid.uuid4().hex

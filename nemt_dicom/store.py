@@ -171,7 +171,7 @@ class Store:
         destinations: Sequence[str],
         summary: Mapping[str, Any],
     ) -> bool:
-        """Ends a run with its outputs and their deliveries. What was committed first stays."""
+        """Ends a run with its outputs and their deliveries. What was sent anywhere stays."""
         with self._db.change():
             if not self._end(lease, instance, InstanceState.DONE, summary=summary):
                 return False
@@ -239,7 +239,7 @@ class Store:
         rows = self._db.rows(queries.DUE, (destination, now, now + longest_wait))
         if not rows:
             return None
-        attempts, rejections, kind, sop_class, sop_instance, study, syntax, blob = rows[0]
+        attempts, rejections, kind, sop_class, sop_instance, study, syntax, blob, source = rows[0]
         output = StoredOutput(
             kind=kind,
             sop_class_uid=sop_class,
@@ -249,7 +249,11 @@ class Store:
             blob=blob,
         )
         return Parcel(
-            destination=destination, output=output, attempts=attempts, rejections=rejections
+            destination=destination,
+            output=output,
+            source=source,
+            attempts=attempts,
+            rejections=rejections,
         )
 
     def pending_syntaxes(self, destination: str) -> list[tuple[str, str]]:
@@ -297,21 +301,34 @@ class Store:
 
     # Trying again, by an operator; the service may run meanwhile
 
-    def retry(self, uids: Sequence[str] | None, destinations: Sequence[str]) -> Retried:
+    def given_up(self, uids: Sequence[str] | None) -> set[str]:
+        """Blobs of outputs that a destination will not have, of `uids` or of all instances."""
+        chosen = None if uids is None else json.dumps(list(uids))
+        return {str(blob) for (blob,) in self._db.rows(queries.GIVEN_UP, (chosen,))}
+
+    def retry(
+        self,
+        uids: Sequence[str] | None,
+        destinations: Sequence[str],
+        lost: Iterable[str] = (),
+    ) -> Retried:
         """Queues dead instances again, and sends their outputs again where that was given up.
 
         `uids`: SOP Instance UIDs, or None for all. Outputs get a delivery to each of
         `destinations`, those that are configured now; deliveries to others stay as they are. Of
-        several dead instances with one UID the latest is queued.
+        several dead instances with one UID the latest is queued. So are those that a result of is
+        one of the blobs `lost`: its new bytes take their place, unless a destination has the old.
         """
         chosen = None if uids is None else json.dumps(list(uids))
         named = json.dumps(list(destinations))
         with self._db.change():
             dead = self._db.rows(queries.DEAD, (chosen,))
             queued = sum(self._queue_again(*row) for row in dead)
+            broken = self._db.rows(queries.DONE_WITH, (chosen, json.dumps(list(lost))))
             return Retried(
                 queued=queued,
                 held=len(dead) - queued,
+                remade=sum(self._queue_again(*row) for row in broken),
                 pending=self._db.execute(queries.SEND_AGAIN, (chosen, named, _now())),
                 added=self._db.execute(queries.ADD_MISSING_DELIVERIES, (chosen, named, _now())),
                 left=dict(self._db.rows(queries.LEFT_DELIVERIES, (chosen, named))),

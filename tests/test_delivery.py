@@ -22,6 +22,7 @@ from test_store import arrival
 
 from nemt_dicom.config import DeliverySettings, DicomDestination, FolderDestination, Settings
 from nemt_dicom.delivery import Courier
+from nemt_dicom.log import instance_name
 from nemt_dicom.records import Delivery, StoredOutput
 from nemt_dicom.sender import (
     Answer,
@@ -344,7 +345,8 @@ def test_what_the_peer_says_is_kept_but_not_logged(desk, pacs, caplog):
     assert "nemt-dicom jobs retry" in dead.getMessage()
 
 
-def test_missing_and_damaged_bytes_are_a_dead_letter_and_never_sent(desk, pacs):
+def test_missing_and_damaged_bytes_are_a_dead_letter_and_never_sent(desk, pacs, caplog):
+    caplog.set_level("INFO")
     lost, empty, damaged, kept = (desk.add("pacs") for _ in range(4))
     desk.spool.path(lost.blob).unlink()
     desk.spool.path(empty.blob).write_bytes(b"")
@@ -357,6 +359,8 @@ def test_missing_and_damaged_bytes_are_a_dead_letter_and_never_sent(desk, pacs):
         delivery = desk.wait_until(output, "dead")
         assert (delivery.detail, delivery.attempts) == ("its bytes are damaged", 1)
     assert set(pacs.received) == {kept.sop_instance_uid}
+    for item in desk.store.instances():  # an image can be followed through the log
+        assert f"of instance {instance_name(item.sop_instance_uid)} to pacs: " in caplog.text
 
 
 def test_a_spool_that_is_not_there_buries_nothing(desk, pacs):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from nemt_dicom.errors import BundleError, NemtError, StateError, StateInUse
 from nemt_dicom.log import instance_name
 from nemt_dicom.records import Instance
 from nemt_dicom.serve import Service, ServiceInfo, _Watched
+from nemt_dicom.spool import Spool
 from nemt_dicom.store import Store
 from nemt_dicom.worker import EngineFactory
 
@@ -494,6 +495,40 @@ def test_what_is_dead_is_tried_again_when_it_is_sent_again_or_asked_for(tmp_path
         assert cli.main(["jobs", "retry", "--all", "--config", str(config)]) == 0
         wait_for(lambda: settled(settings) and instances(settings)[2].state == "done", "the last")
     assert capsys.readouterr().out.count("instances queued again: 1\n") == 2
+
+
+def test_results_that_the_disk_has_lost_are_made_again(tmp_path, capsys):
+    pacs = Pacs(free_port())
+    settings = service_settings(tmp_path, pacs)
+    settings = settings.model_copy(update={"destinations": settings.destinations[1:]})
+    datasets = [radiograph() for _ in range(3)]
+    with running(settings):
+        assert send(settings, *datasets) == [0x0000] * 3
+        wait_for(lambda: [i.state for i in instances(settings)] == ["done"] * 3, "the outputs")
+    spool = Spool(settings.state.dir, process="test")
+    received = {item.blob for item in instances(settings)}
+    with closing(Store(settings.state.dir)) as store:
+        results = sorted(store.blobs() - received)
+    for number, blob in enumerate(results[:4]):
+        if number % 2:
+            spool.path(blob).write_bytes(b"damaged")
+        else:
+            spool.path(blob).unlink()
+    config = tmp_path / "nemt.toml"
+    config.write_text(
+        f"[state]\ndir = '{settings.state.dir}'\n[[destinations]]\nkind = 'dicom'\nname = 'pacs'\n"
+        f"host = '127.0.0.1'\nport = {pacs.port}\nae_title = 'PACS'\n"
+    )
+    with running(settings), pacs.running():
+        wait_for(lambda: dead_deliveries(settings) == 4, "four dead letters")
+        assert cli.main(["jobs", "retry", "--all", "--config", str(config)]) == 0
+        wait_for(lambda: settled(settings) and not dead_deliveries(settings), "the results")
+    assert_each_once(pacs, datasets)
+    assert "their results were lost: " in capsys.readouterr().out
+
+
+def dead_deliveries(settings: Settings) -> int:
+    return sum(d.state == "dead" for item in instances(settings) for d in item.deliveries)
 
 
 def strike_of_an_end(settings: Settings, end: Callable[[], None]) -> list[bool]:

@@ -196,6 +196,31 @@ def test_retry_sends_again_and_to_destinations_that_are_new(store):
     assert store.destinations() == {"new", "old", "pacs"}
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_lost_result_is_made_again_and_never_sent_as_two(store, elsewhere):
+    names = ["pacs", "other"]
+    store.receive(arrival("1.1"))
+    store.receive(arrival("1.2"))
+    for item in store.claim("w", 8):
+        outputs = [output(f"2.{item.sop_instance_uid}", blob=f"of {item.sop_instance_uid}")]
+        store.complete("w", item.id, outputs=outputs, destinations=names, summary={})
+    parcel = due(store, "pacs")
+    assert (parcel.output.blob, parcel.source) == ("of 1.1", "1.1")
+    store.give_up(parcel, status=None, detail="its bytes are damaged")
+    if elsewhere:
+        store.sent(due(store, "other"), status="0x0000")
+    assert store.given_up(None) == store.given_up(["1.1"]) == {"of 1.1"}
+    assert store.given_up(["1.2"]) == set()
+    assert store.retry(["1.2"], names, ["of 1.1"]).remade == 0
+    assert store.retry(None, names, ["of 1.1"]).remade == 1
+    assert states(store) == ["queued", "done"]
+    assert due(store, "pacs").source == "1.2", "the lost one waits until it is made"
+    (item,) = store.claim("w", 8)
+    again = [output("2.1.1", blob="made again")]
+    store.complete("w", item.id, outputs=again, destinations=names, summary={})
+    assert due(store, "pacs").output.blob == ("of 1.1" if elsewhere else "made again")
+
+
 def test_found_by_uid_or_by_the_name_of_the_log(store):
     store.receive(arrival("1.1"))
     (item,) = store.claim("w", 8)
