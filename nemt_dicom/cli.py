@@ -204,6 +204,8 @@ def _explain(options: argparse.Namespace) -> int:
     _make_folder(options.out)
     console = Console(highlight=False)
     table = Table("file", "verdict", "p", "occluded", "kept", "written")
+    for column in table.columns:
+        column.overflow = "fold"
     failed = 0
     names = _distinct_names(options.files)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -213,26 +215,36 @@ def _explain(options: argparse.Namespace) -> int:
         ):
             try:
                 source = read_source(file, settings.input)
+                (explanation,) = explainer.explain([source.radiograph])
+                outputs = build_outputs(
+                    source, explanation, settings=settings.output, received=_modified(file)
+                )
+                for output in outputs:
+                    _write_whole(options.out / f"{name}.{output.kind}.dcm", output.data)
+                    if output.kind == "sc":
+                        picture(output.data).save(options.out / f"{name}.png")
             except (Refused, OSError) as error:
                 failed += 1
                 text = str(error) if isinstance(error, Refused) else error.strerror or "unreadable"
                 table.add_row(escape(file.name), f"[yellow]{escape(text)}[/yellow]")
                 continue
-            (explanation,) = explainer.explain([source.radiograph])
-            outputs = build_outputs(
-                source, explanation, settings=settings.output, received=_modified(file)
-            )
-            for output in outputs:
-                (options.out / f"{name}.{output.kind}.dcm").write_bytes(output.data)
-                if output.kind == "sc":
-                    picture(output.data).save(options.out / f"{name}.png")
             e = explanation.evidence
             figures = [f"{v:.3f}" for v in (e.probability, e.occluded, e.kept)]
             written = f"{name}.{{{','.join(o.kind for o in outputs)}}}.dcm, {name}.png"
             table.add_row(escape(file.name), explanation.verdict.value, *figures, escape(written))
-    console.print(table)
+    _whole().print(table)
     console.print(NOTICE)
     return EXIT_FAILED if failed else EXIT_OK
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """A file of that name is complete. Raises `OSError`."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _make_folder(out: Path) -> None:

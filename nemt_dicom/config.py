@@ -79,7 +79,7 @@ class Section(BaseModel):
 class ListenerSettings(Section):
     """Who may send, and where the service listens."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     port: Port = 11112
     ae_title: AETitle = "NEMT"
     allowed_calling_ae_titles: tuple[AETitle, ...] = ()

@@ -97,8 +97,9 @@ def retry(settings: Settings, keys: Sequence[str] | None, *, by_file: bool) -> l
         )
     with opened(settings, read_only=False) as store:
         spool = Spool(settings.state.dir, process="jobs")
-        lost = [blob for blob in store.given_up(uids) if spool.has_lost(blob)]
-        done = store.retry(uids, configured, lost)
+        lost = {own: image for own, image in store.given_up(uids) if spool.has_lost(own)}
+        gone = {own for own, image in lost.items() if spool.has_lost(image)}
+        done = store.retry(uids, configured, lost.keys() - gone)
     said = [
         f"instances queued again: {done.queued}",
         f"deliveries tried again: {done.pending}",
@@ -106,6 +107,8 @@ def retry(settings: Settings, keys: Sequence[str] | None, *, by_file: bool) -> l
     ]
     if done.remade:
         said.append(f"instances explained again, their results were lost: {done.remade}")
+    if gone:
+        said.append(f"results lost for good, the spool has lost their images too: {len(gone)}")
     if done.held:
         said.append(f"instances left dead, their UID came with other content: {done.held}")
     return said + [

@@ -4,6 +4,7 @@ An instance is acknowledged only when its bytes are in the spool and its row in 
 on the disk. PS3.4 annex B (Storage Service Class), PS3.7 section 9.1.1 (C-STORE).
 """
 
+import errno
 import logging
 import os
 import socket
@@ -150,9 +151,10 @@ class Listener:
             server = self._ae.make_server(address, server_class=_Server, evt_handlers=handlers)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
+            taken = error.errno == errno.EADDRINUSE
+            hint = "; choose another port or stop the program that uses it" if taken else ""
             raise StateError(
-                f"cannot listen on {address[0]} port {address[1]}: {reason}; choose another port "
-                "or stop the program that uses it"
+                f"cannot listen on {address[0]} port {address[1]}: {reason}{hint}"
             ) from error
         server.max_per_address = self._settings.max_associations_per_address
         self._server = server
@@ -199,7 +201,10 @@ class Listener:
         finally:
             with self._lock:
                 self._under_way -= 1
-        LOGGER.info("received instance %s: %s", name, receipt)
+        if receipt is Receipt.CONFLICT:
+            LOGGER.warning("received instance %s: its UID came with other content; held", name)
+        else:
+            LOGGER.info("received instance %s: %s", name, receipt)
         return SUCCESS  # the only place where an instance is acknowledged
 
     def _keep(self, event: evt.Event) -> Receipt:

@@ -52,7 +52,8 @@ KNOWN = "SELECT id, blob, state FROM instances WHERE sop_instance_uid = ? AND co
 COUNT_DUPLICATE = "UPDATE instances SET duplicates = duplicates + 1 WHERE id = ?"
 RIVAL = """
 SELECT 1 FROM instances WHERE sop_instance_uid = ? AND content_digest <> ?
-    AND state IN ('queued', 'inferring', 'done')
+    AND (state IN ('queued', 'inferring', 'done')
+        OR EXISTS (SELECT 1 FROM outputs WHERE outputs.instance = instances.id))
 """
 QUEUE_AGAIN = """
 UPDATE instances SET state = 'queued', blob = coalesce(?, blob), reason = NULL, detail = NULL,
@@ -84,7 +85,8 @@ UPDATE instances SET state = 'queued', lease = NULL, strikes = strikes - alone,
     alone = max(alone, ?), updated = ? WHERE state = 'inferring' AND lease = ?
 """
 END = """
-UPDATE instances SET state = ?, reason = ?, detail = ?, summary = ?, lease = NULL, updated = ?
+UPDATE instances SET state = ?, reason = ?, detail = ?, summary = coalesce(?, summary),
+    lease = NULL, updated = ?
 WHERE id = ? AND state = 'inferring' AND lease = ?
 """
 STRIKES = "SELECT strikes FROM instances WHERE id = ? AND state = 'inferring' AND lease = ?"
@@ -113,6 +115,12 @@ WHERE instance = excluded.instance AND NOT EXISTS (
 """
 ADD_DELIVERY = """
 INSERT OR IGNORE INTO deliveries (output, destination, state, updated) VALUES (?, ?, 'pending', ?)
+"""
+DROP_SUPERSEDED = """
+DELETE FROM deliveries WHERE state <> 'sent' AND output IN (
+    SELECT sop_instance_uid FROM outputs
+    WHERE instance = ? AND sop_instance_uid NOT IN (SELECT value FROM json_each(?))
+)
 """
 DUE = """
 SELECT d.attempts, d.rejections, o.kind, o.sop_class_uid, o.sop_instance_uid, o.study_instance_uid,
@@ -150,7 +158,8 @@ SELECT o.sop_instance_uid FROM outputs o JOIN instances i ON i.id = o.instance
 WHERE ?1 IS NULL OR i.sop_instance_uid IN (SELECT value FROM json_each(?1))
 """
 GIVEN_UP = f"""
-SELECT DISTINCT o.blob FROM deliveries d JOIN outputs o ON o.sop_instance_uid = d.output
+SELECT DISTINCT o.blob, i.blob FROM deliveries d
+    JOIN outputs o ON o.sop_instance_uid = d.output JOIN instances i ON i.id = o.instance
 WHERE d.state = 'dead' AND d.output IN ({_CHOSEN_OUTPUTS})
 """  # noqa: S608 (of constants)
 SEND_AGAIN = f"""

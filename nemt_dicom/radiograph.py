@@ -107,13 +107,17 @@ class Radiograph:
 
     @classmethod
     def from_picture(cls, path: Path) -> "Radiograph":
-        """Reads a greyscale picture (PNG or JPEG, 8 or 16 bit) of an upright frontal radiograph.
+        """Reads a greyscale picture (PNG, JPEG or TIFF, 8 or 16 bit) of an upright frontal
+        radiograph, turned as EXIF says.
 
         For training data that were published as pictures. Raises `DataError`.
         """
         try:
             with Image.open(path) as image:
-                grey = image if image.mode in {"L", "I;16", "I"} else image.convert("L")
+                if image.mode == "F":
+                    raise ValueError("its pixels are no whole numbers")
+                shown = ImageOps.exif_transpose(image)
+                grey = shown if shown.mode.startswith("I") else shown.convert("L")
                 stored = np.asarray(grey).astype(np.float32)
         except _NO_PICTURE as error:
             raise DataError(f"{path}: cannot be read as a picture: {error}") from error

@@ -277,7 +277,7 @@ class FolderSender:
     def _fault(self) -> str | None:
         """Why nothing at all can be written. Raises `OSError` where that cannot be told."""
         if self._make:
-            self._fs.mkdir(self._root, 0o777)
+            self._fs.mkdir(self._root)
         if self._root.is_dir():
             return None
         return "is not a folder" if self._root.exists() else "does not exist; is it mounted?"

@@ -171,12 +171,16 @@ class Store:
         destinations: Sequence[str],
         summary: Mapping[str, Any],
     ) -> bool:
-        """Ends a run with its outputs and their deliveries. What was sent anywhere stays."""
+        """Ends a run with its outputs and their deliveries. What was sent anywhere stays; of an
+        earlier run's outputs with other UIDs, nothing more is sent.
+        """
         with self._db.change():
             if not self._end(lease, instance, InstanceState.DONE, summary=summary):
                 return False
             for output in outputs:
                 self._add_output(instance, output, destinations)
+            kept = json.dumps([output.sop_instance_uid for output in outputs])
+            self._db.execute(queries.DROP_SUPERSEDED, (instance, kept))
         return True
 
     def _add_output(self, instance: int, output: StoredOutput, destinations: Sequence[str]) -> None:
@@ -301,10 +305,12 @@ class Store:
 
     # Trying again, by an operator; the service may run meanwhile
 
-    def given_up(self, uids: Sequence[str] | None) -> set[str]:
-        """Blobs of outputs that a destination will not have, of `uids` or of all instances."""
+    def given_up(self, uids: Sequence[str] | None) -> list[tuple[str, str]]:
+        """Blobs of outputs that a destination will not have, of `uids` or of all instances; each
+        with the blob of the image that it explains.
+        """
         chosen = None if uids is None else json.dumps(list(uids))
-        return {str(blob) for (blob,) in self._db.rows(queries.GIVEN_UP, (chosen,))}
+        return [(str(own), str(image)) for own, image in self._db.rows(queries.GIVEN_UP, (chosen,))]
 
     def retry(
         self,

@@ -263,12 +263,18 @@ def test_file_that_is_not_utf8(tmp_path: Path) -> None:
         load_settings(tmp_path / "latin.toml", {})
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::", "pacs.example", "127.x.org", ""])
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::", "pacs.example", "127.x.org"])
 def test_open_host_needs_a_list_of_senders(host: str) -> None:
     with pytest.raises(ConfigError, match="allowed_calling_ae_titles"):
         load_settings(env={}, overrides={"listener": {"host": host}})
     named = {"host": host, "allowed_calling_ae_titles": ["MODALITY"]}
     load_settings(env={}, overrides={"listener": named})
+
+
+@pytest.mark.parametrize("host", ["", "no such host"])
+def test_the_listeners_host_is_checked(host: str) -> None:
+    with pytest.raises(ConfigError, match="a host name or an IP address"):
+        load_settings(env={}, overrides={"listener": {"host": host}})
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])

@@ -709,6 +709,22 @@ def test_picture_gives_the_scene(tmp_path: Path, dtype: type) -> None:
     assert np.abs(tensor(radiograph) - expected_tensor()).max() <= GREY_LEVEL
 
 
+def test_picture_is_turned_as_exif_says(tmp_path: Path) -> None:
+    path = tmp_path / "scene.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    grey = np.rint(scene.scene() * 65535).astype(np.uint16)
+    Image.fromarray(np.ascontiguousarray(np.rot90(grey))).save(path, exif=exif)
+    assert np.abs(Radiograph.from_picture(path).pixels - scene.scene()).max() <= GREY_LEVEL
+
+
+def test_picture_in_either_byte_order(tmp_path: Path) -> None:
+    path = tmp_path / "scene.tiff"
+    grey = np.rint(scene.scene() * 65535).astype(">u2")
+    Image.frombytes("I;16B", grey.shape[::-1], grey.tobytes()).save(path)
+    assert np.abs(Radiograph.from_picture(path).pixels - scene.scene()).max() <= GREY_LEVEL
+
+
 def test_coloured_picture_is_read_as_grey(tmp_path: Path) -> None:
     path = tmp_path / "scene.png"
     grey = np.rint(scene.scene() * 255).astype(np.uint8)
@@ -730,6 +746,10 @@ def spoilt_picture(path: Path) -> None:
         pytest.param(lambda path: path.write_bytes(b"no picture"), id="no-picture"),
         pytest.param(lambda path: Image.new("L", (40, 40), 9).save(path), id="one-value"),
         pytest.param(spoilt_picture, id="spoilt"),
+        pytest.param(
+            lambda path: Image.fromarray(scene.scene().astype(np.float32)).save(path, "TIFF"),
+            id="floating-point",
+        ),
     ],
 )
 def test_picture_that_cannot_be_used(tmp_path: Path, prepare: Callable[[Path], object]) -> None:

@@ -523,8 +523,21 @@ def test_results_that_the_disk_has_lost_are_made_again(tmp_path, capsys):
         wait_for(lambda: dead_deliveries(settings) == 4, "four dead letters")
         assert cli.main(["jobs", "retry", "--all", "--config", str(config)]) == 0
         wait_for(lambda: settled(settings) and not dead_deliveries(settings), "the results")
-    assert_each_once(pacs, datasets)
-    assert "their results were lost: " in capsys.readouterr().out
+        assert_each_once(pacs, datasets)
+        assert "their results were lost: " in capsys.readouterr().out
+        (gone,) = [
+            i for i in instances(settings) if i.sop_instance_uid == datasets[0].SOPInstanceUID
+        ]
+        result = next(d.output_uid for d in gone.deliveries)
+        with closing(Store(settings.state.dir)) as store:
+            blobs = store.blobs() - received
+            store._db.execute("UPDATE deliveries SET state = 'dead' WHERE output = ?", (result,))
+        for blob in (*blobs, gone.blob):
+            spool.path(blob).unlink()
+        assert cli.main(["jobs", "retry", "--all", "--config", str(config)]) == 0
+        assert "has lost their images too: 1" in capsys.readouterr().out
+        wait_for(lambda: dead_deliveries(settings) == 1, "the dead letter")
+        assert {item.state for item in instances(settings)} == {"done"}
 
 
 def dead_deliveries(settings: Settings) -> int:

@@ -209,8 +209,8 @@ def test_a_lost_result_is_made_again_and_never_sent_as_two(store, elsewhere):
     store.give_up(parcel, status=None, detail="its bytes are damaged")
     if elsewhere:
         store.sent(due(store, "other"), status="0x0000")
-    assert store.given_up(None) == store.given_up(["1.1"]) == {"of 1.1"}
-    assert store.given_up(["1.2"]) == set()
+    assert store.given_up(None) == store.given_up(["1.1"]) == [("of 1.1", "blob 1.1 a")]
+    assert store.given_up(["1.2"]) == []
     assert store.retry(["1.2"], names, ["of 1.1"]).remade == 0
     assert store.retry(None, names, ["of 1.1"]).remade == 1
     assert states(store) == ["queued", "done"]
@@ -219,6 +219,25 @@ def test_a_lost_result_is_made_again_and_never_sent_as_two(store, elsewhere):
     again = [output("2.1.1", blob="made again")]
     store.complete("w", item.id, outputs=again, destinations=names, summary={})
     assert due(store, "pacs").output.blob == ("of 1.1" if elsewhere else "made again")
+
+
+def test_a_later_release_makes_a_lost_result_under_another_uid(store):
+    store.receive(arrival("1.1"))
+    (item,) = store.claim("w", 8)
+    store.complete("w", item.id, outputs=[output("2.1")], destinations=["pacs"], summary={"p": 1})
+    store.give_up(due(store, "pacs"), status=None, detail="its bytes are missing")
+    assert store.retry(None, ["pacs"], ["out"]).remade == 1
+    assert store.receive(arrival("1.1", "other")) is Receipt.CONFLICT
+    (item,) = store.claim("w", 8)
+    store.bury("w", item.id, DeadReason.FAILED, "")
+    assert store.receive(arrival("1.1", "third")) is Receipt.CONFLICT, "its results may be out"
+    assert store.instances()[0].summary == {"p": 1}
+    store.retry(None, ["pacs"])
+    (item,) = store.claim("w", 8)
+    again = [output("2.2", blob="new")]
+    store.complete("w", item.id, outputs=again, destinations=["pacs"], summary={})
+    assert due(store, "pacs").output.sop_instance_uid == "2.2"
+    assert store.pending_deliveries() == 1, "the old one is not sent, nor lost again and again"
 
 
 def test_found_by_uid_or_by_the_name_of_the_log(store):

@@ -427,8 +427,25 @@ def test_same_data_twice(nih: Path, own: Path) -> None:
     with pytest.raises(DataError, match="given twice"):
         find(own, own / "labels.csv")
     (own / "copy.csv").write_bytes((own / "labels.csv").read_bytes())
-    with pytest.raises(DataError, match=r"48 images are named by two tables: .*\.\.\."):
+    with pytest.raises(DataError, match=r"48 images are named twice: .*\.\.\."):
         find(own, own / "copy.csv")
+
+
+def test_an_image_named_twice_by_a_link(own: Path) -> None:
+    table = own / "labels.csv"
+    first = next(csv.DictReader(table.read_text("utf-8").splitlines()))
+    (own / "link.png").symlink_to(own / first["path"])
+    row = ",".join({**first, "path": "link.png"}.values())
+    table.write_text(table.read_text("utf-8").rstrip() + f"\n{row}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="1 images are named twice"):
+        find(own)
+
+
+def test_a_file_named_by_a_uid_is_dicom(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label,patient_id\n1.2.840.113619.2,1,a\nb.png,0,b\n", encoding="utf-8")
+    kinds = [image.kind for image, _ in layouts.read_listing(table, "sick").images]
+    assert kinds == ["dicom", "picture"]
 
 
 def test_missing_images(nih: Path) -> None:
@@ -441,7 +458,7 @@ def test_missing_images(nih: Path) -> None:
         find(nih)
     found = find(nih, skip_bad=True)
     assert len(found.cases) == 27
-    assert found.notes[0].startswith("5 missing images are left out: ")
+    assert found.notes[0] == "5 missing images are left out"
 
 
 def test_target_that_a_layout_does_not_have(nih: Path, rsna: Path, ham: Path) -> None:

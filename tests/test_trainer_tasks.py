@@ -186,6 +186,32 @@ def test_the_ablation_has_no_teachers(sets: Path, capsys: pytest.CaptureFixture[
     assert "neither teachers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_run_stopped_before_its_first_checkpoint_is_begun_anew(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: list[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--random-init"]
+    command = [*data, *SMALL, "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "train_network", interrupted)
+        assert main(command) == 130
+    assert [p.name for p in (tmp_path / "out").rglob("*.*")] == ["config.json"]
+    assert main([*command, *resume]) == 0
+
+
+def test_outputs_have_names_of_their_own(
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = weights(tmp_path / "model.safetensors", BACKBONE, 3)
+    data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--output", "1"]
+    given = ["--target-model", str(model), "--output-names", "a,a,b"]
+    assert main([*data, *SMALL[:4], *given, "--out", str(tmp_path / "out")]) == 1
+    assert "two outputs have the same name" in capsys.readouterr().err
+
+
 def test_another_run_is_not_resumed(
     sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from nemt_dicom.errors import DataError, TrainingError
 from . import report
 from .baselines import NEMT
 from .cache import Examples
-from .checkpoint import CheckpointFile
+from .checkpoint import CheckpointFile, writing
 from .classifier import ClassifierStage
 from .comparison import Evaluated, average, figure, scores, table
 from .config import PRESETS, Places, TrainingConfig
@@ -112,7 +112,10 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
         path = places.out / f"{file_name(name)}.json"
         if not path.is_file():
             row = _measure(prepared, replace(bare, config=recipe, epochs=[]), test, rows, regions)
-            path.write_text(json.dumps(row), encoding="utf-8")
+            with writing(path):  # whole or not at all
+                part = path.with_suffix(".part")
+                part.write_text(json.dumps(row), encoding="utf-8")
+                part.replace(path)
         found[name] = json.loads(path.read_text("utf-8"))
     text = report.ablation_table(found)
     (places.out / "ablation.md").write_text(text + "\n", encoding="utf-8")

@@ -176,7 +176,9 @@ def centred_blob(network: ExplainedNetwork, images: Images) -> Maps:
 
 
 def mean_of_boxes(boxes: Sequence[NDArray[np.bool_]]) -> Method:
-    """A map that ignores the image: the mean of the training images' boxes (S, S)."""
+    """A map that ignores the image: the mean of the training images' boxes (S, S), those of the
+    validation split among them.
+    """
     mean = np.mean(np.stack(boxes), axis=0, dtype=np.float32)
     return Method(
         name="mean of the training boxes",

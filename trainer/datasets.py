@@ -309,10 +309,10 @@ def _without_nih_twins(listing: Listing, listings: Sequence[Listing], notes: lis
 
 
 def _require_images_once(listings: Sequence[Listing]) -> None:
-    paths = Counter(image.path.absolute() for found in listings for image, _ in found.images)
+    paths = Counter(image.path.resolve() for found in listings for image, _ in found.images)
     twice = sorted(str(path) for path, count in paths.items() if count > 1)
     if twice:
-        raise DataError(f"{len(twice)} images are named by two tables: {name_few(twice)}")
+        raise DataError(f"{len(twice)} images are named twice: {name_few(twice)}")
 
 
 def _existing(listings: Sequence[Listing], notes: list[str], *, skip_bad: bool) -> list[Labelled]:
@@ -325,7 +325,7 @@ def _existing(listings: Sequence[Listing], notes: list[str], *, skip_bad: bool) 
             f"{name_few(missing)}; {SKIP_HINT}"
         )
     if missing:
-        notes.append(f"{len(missing)} missing images are left out: {name_few(missing)}")
+        notes.append(f"{len(missing)} missing images are left out")  # their names may name patients
     return there
 
 

@@ -48,9 +48,9 @@ def evaluate(
 
     Methods are compared on the images with the target and with ground truth; where the data have
     none, on all with the target, without the figures that need it. What depends on a target (AUC,
-    decisions, verdicts) is absent where the bundle has none. The training split gives its ground
-    truth to one baseline, their mean, and nothing else. Raises `DataError` where the split has no
-    image with the target.
+    decisions, verdicts) is absent where the bundle has none. The training and validation splits
+    give their ground truth to one baseline, its mean, and nothing else. Raises `DataError` where
+    the split has no image with the target.
     """
     plan = plan or Plan()
     network = bundle.network(device)

@@ -291,7 +291,8 @@ def _read_csv(table: Path, target: str) -> Listing:
         given = row.get("kind") or "radiograph"
         if given not in {"radiograph", "photograph"}:
             raise DataError(f"{table}: kind is {given!r}; allowed: radiograph, photograph")
-        dicom = path.suffix.lower() in {".dcm", ".dicom", ""}
+        suffix = path.suffix.lower()  # a name that is a UID ends in digits
+        dicom = suffix in {".dcm", ".dicom", ""} or suffix[1:].isdigit()
         if dicom and given == "photograph":
             raise DataError(f"{table}: {name} is a DICOM file, not a photograph")
         image = Labelled(

@@ -96,7 +96,7 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
             progress=progress,
             record=_recorder(prepared, folder, tensorboard=places.tensorboard),
             epochs=[],
-            goes_on=places.resume,
+            goes_on=places.resume and checkpoints.path.is_file(),
         )
         train_network(prepared, config, places, stages)
     finally:
@@ -343,12 +343,13 @@ def _require_place(places: Places, checkpoints: CheckpointFile) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # the first process looks, and ends all; another would meet what it tries
     require_writable(out)
+    held = {path for path in out.rglob("*") if path.is_file()} if out.exists() else set()
+    begun = out / "run" / "config.json"
     if not places.resume:
-        if out.exists() and any(out.iterdir()):
+        if held - {begun}:  # a run that was stopped before it had anything to keep is begun anew
             hint = "; go on with --resume" if checkpoints.path.is_file() else ""
             raise TrainingError(f"{out} is not empty; choose a new folder{hint}")
-        return
-    if not checkpoints.path.is_file():
+    elif not checkpoints.path.is_file() and held != {begun}:
         raise TrainingError(f"{out} has no checkpoint to resume from; leave --resume out")
 
 

@@ -208,6 +208,10 @@ def _output_names(places: Places, count: int, dataset: Dataset) -> tuple[str, ..
             raise TrainingError(
                 f"--output-names has {len(places.output_names)} names, the model {count} outputs"
             )
+        if len({*places.output_names}) != count:
+            raise TrainingError(
+                "--output-names: two outputs have the same name; each needs its own"
+            )
         return places.output_names
     if dataset.exclusive and count == len(dataset.outputs):
         return dataset.outputs
