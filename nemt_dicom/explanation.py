@@ -25,7 +25,7 @@ class Verdict(StrEnum):
 class Provenance:
     """The model bundle that gave an explanation.
 
-    digest: SHA-256 of the bundle's manifest, 64 hexadecimal digits.
+    bundle_digest: SHA-256 of the bundle's manifest, 64 hexadecimal digits.
     """
 
     target: str
@@ -108,7 +108,7 @@ class Explanation:
         return np.zeros_like(self.segment)
 
     def summary(self) -> dict[str, str | float | bool]:
-        """The figures for `jobs show` and the log; JSON-able, no patient data."""
+        """The figures for `jobs show`; JSON-able, no patient data."""
         return {
             "target": self.provenance.target,
             "verdict": self.verdict.value,

@@ -131,7 +131,7 @@ def test_commands_of_the_readme_parse(command: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    sorted(set(re.findall(r"(?:nemt-train|trainer\.cli) (--[^#\n]+--out[^#\n]+)", TRAINING_TEXTS))),
+    sorted(set(re.findall(r"(?:nemt-train|trainer\.cli) (--target [^#\n`]+)", TRAINING_TEXTS))),
 )
 def test_training_commands_of_readme_and_help_parse(command: str) -> None:
     read_arguments(command.split())

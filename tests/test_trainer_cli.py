@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from synthetic_sets import write_nih, write_rsna
+from synthetic_sets import write_csv_set, write_nih, write_rsna
 
 from nemt_dicom.bundle import Bundle, write_manifest
 from nemt_dicom.config import ExplanationSettings, InputSettings
@@ -310,6 +310,27 @@ def test_a_bundles_outputs_are_its_own(
     for options in (["--output-names", "a,b"], ["--activation", "softmax"]):
         assert main([*data, *given, *options]) == 1
         assert "change nothing here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"split": "test"}, {"label": "0"}])
+def test_one_file_is_in_one_split_with_one_label(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str]
+) -> None:
+    table = write_csv_set(tmp_path / "own") / "labels.csv"
+    rows = list(csv.DictReader(table.read_text("utf-8").splitlines()))
+    for number, row in enumerate(rows):
+        row["split"] = "test" if number // 2 % 3 == 0 else "train"
+    train = [row for row in rows if row["split"] == "train" and row["label"] == "1"]
+    known = next(row for row in train if row["path"].endswith("png"))
+    shutil.copy(table.parent / known["path"], table.parent / "copy.png")
+    rows.append(known | {"path": "copy.png", "patient_id": "other"} | change)
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+    data = ["--target", "sick", *QUICK[2:], "--data", str(table.parent)]
+    assert main([*data, "--out", str(tmp_path / "out")]) == 1
+    assert "1 images are the same file under two names" in capsys.readouterr().err
 
 
 def test_a_label_that_only_bad_images_have_ends_the_run_before_training(

@@ -31,7 +31,7 @@ from trainer import (
     result_store,
     thorough,
 )
-from trainer.baselines import METHODS, Method
+from trainer.baselines import METHODS, NEMT, Method
 from trainer.checks import QUESTIONS, checks, verdict
 from trainer.cli import main as train
 from trainer.comparison import Evaluated, scores, table
@@ -117,6 +117,25 @@ def test_all_methods_with_all_figures(whole: Path) -> None:
     questions = [check["question"] for check in found["checks"]]
     assert len(questions) == len(set(questions)) == QUESTIONS
     assert found["verdict"].startswith(("PASS", "FAIL"))
+
+
+@pytest.mark.parametrize("key", [NEMT, "other"])
+def test_a_module_that_fails_on_a_randomised_model_has_not_passed(key: str) -> None:
+    network = Bundle.load().network("cpu")
+    images = np.zeros((1, 1, 224, 224), np.float32)
+
+    def maps(asked: Any, images: Any) -> Any:
+        if asked is not network:
+            raise RuntimeError("fails")
+        return np.zeros((1, 224, 224), np.float32)
+
+    methods = {key: Method(name="x", library="", settings="", maps=maps)}
+    if key == NEMT:
+        with pytest.raises(RuntimeError, match="fails"):
+            dependence.randomisation(network, methods, images, ["a"], Silent())
+    else:
+        found = dependence.randomisation(network, methods, images, ["a"], Silent())
+        assert found[key]["fully_randomised"] is None
 
 
 def test_what_ignores_the_model_fails_its_randomisation(whole: Path) -> None:

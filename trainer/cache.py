@@ -174,3 +174,22 @@ def _key(case: Case) -> Key | DataError:
             return hashlib.file_digest(file, "sha256").hexdigest(), case.kind
     except OSError as error:
         return DataError(f"{case.path}: cannot be read: {error}")
+
+
+def require_apart(*splits: Examples) -> None:
+    """Raises `DataError` where a file, whatever its names, is in two splits or has two labels.
+
+    What is tested was learnt then. Files are the same where their bytes are.
+    """
+    first: dict[int, Case] = {}
+    clashes = []
+    for examples in splits:
+        for case, row in zip(examples.cases, examples.rows.tolist(), strict=True):
+            known = first.setdefault(row, case)
+            if (known.split, known.label) != (case.split, case.label):
+                clashes.append(f"{known.path} ({known.split}) and {case.path} ({case.split})")
+    if clashes:
+        raise DataError(
+            f"{len(clashes)} images are the same file under two names, in two splits or with two "
+            f"labels: {name_few(clashes)}; leave one of each out"
+        )

@@ -23,7 +23,7 @@ from nemt_dicom.errors import TrainingError
 from nemt_dicom.network import ExplainedNetwork
 
 from . import report
-from .cache import Examples, load_examples
+from .cache import Examples, load_examples, require_apart
 from .card import model_card
 from .checkpoint import CheckpointFile, Epoch, writing
 from .classifier import ClassifierStage
@@ -139,6 +139,7 @@ def prepare(config: TrainingConfig, places: Places, team: Team, progress: Progre
         load_split(dataset, split, config, places, progress)
         for split in ("train", "validation", "test")
     )
+    require_apart(train, validation, test)
     for examples in (train, validation, test):
         require_ground_truth(examples)
     network.to(team.device)

@@ -41,7 +41,8 @@ Masks = NDArray[np.bool_]
 class Level:
     """What one mask threshold gives. rows: the images that have a segment; the rest are of these.
 
-    own, area: fall of p without the segment, share of the image. margin: of the evidence.
+    own, area: fall of p without the segment, share of the image. moved: the falls, (n, moves), with
+    the segment moved elsewhere.
     """
 
     rows: NDArray[np.intp]
