@@ -3,7 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,7 @@ def _demo_table(result: Any) -> Table:
 def _explain(options: argparse.Namespace) -> int:
     from nemt_dicom.bundle import Bundle  # noqa: PLC0415
     from nemt_dicom.explainer import Explainer  # noqa: PLC0415
+    from nemt_dicom.jobs import folding_table  # noqa: PLC0415
     from nemt_dicom.pipeline import build_outputs, read_source  # noqa: PLC0415
     from nemt_dicom.secondary_capture import picture  # noqa: PLC0415
 
@@ -203,9 +205,7 @@ def _explain(options: argparse.Namespace) -> int:
     explainer = Explainer(Bundle.load_served(settings.explanation.bundle), settings.explanation)
     _make_folder(options.out)
     console = Console(highlight=False)
-    table = Table("file", "verdict", "p", "occluded", "kept", "written")
-    for column in table.columns:
-        column.overflow = "fold"
+    table = folding_table("file", "verdict", "p", "occluded", "kept", "written")
     failed = 0
     names = _distinct_names(options.files)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -220,9 +220,11 @@ def _explain(options: argparse.Namespace) -> int:
                     source, explanation, settings=settings.output, received=_modified(file)
                 )
                 for output in outputs:
-                    _write_whole(options.out / f"{name}.{output.kind}.dcm", output.data)
+                    with _whole_file(options.out / f"{name}.{output.kind}.dcm") as part:
+                        part.write_bytes(output.data)
                     if output.kind == "sc":
-                        picture(output.data).save(options.out / f"{name}.png")
+                        with _whole_file(options.out / f"{name}.png") as part:
+                            picture(output.data).save(part, "PNG")
             except (Refused, OSError) as error:
                 failed += 1
                 text = str(error) if isinstance(error, Refused) else error.strerror or "unreadable"
@@ -237,11 +239,12 @@ def _explain(options: argparse.Namespace) -> int:
     return EXIT_FAILED if failed else EXIT_OK
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """A file of that name is complete. Raises `OSError`."""
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what is at `path` as soon as it is complete, and nowhere if it fails."""
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_bytes(data)
+        yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -39,7 +39,7 @@ def find(store: Store, key: str) -> str:
 
 def overview(instances: Sequence[Instance]) -> Table:
     """A line an instance."""
-    table = _table("received (UTC)", "SOP Instance UID", "state", "reason", "p", "delivered")
+    table = folding_table("received (UTC)", "SOP Instance UID", "state", "reason", "p", "delivered")
     for instance in instances:
         probability = (instance.summary or {}).get("probability")
         sent = sum(delivery.state == "sent" for delivery in instance.deliveries)
@@ -56,7 +56,7 @@ def overview(instances: Sequence[Instance]) -> Table:
 
 def details(instance: Instance) -> Iterator[Table]:
     """All that is known of an instance, then its deliveries where it has any."""
-    table = _table("", "")
+    table = folding_table("", "")
     table.show_header = False
     for key, value in _as_dict(instance).items():
         if key not in {"deliveries", "evidence"} and value is not None:
@@ -66,7 +66,7 @@ def details(instance: Instance) -> Iterator[Table]:
     yield table
     if not instance.deliveries:
         return
-    deliveries = _table("destination", "object", "UID", "state", "attempts", "last answer")
+    deliveries = folding_table("destination", "object", "UID", "state", "attempts", "last answer")
     for d in instance.deliveries:
         answer = " ".join(text for text in (d.status, d.detail) if text)
         deliveries.add_row(
@@ -117,7 +117,7 @@ def retry(settings: Settings, keys: Sequence[str] | None, *, by_file: bool) -> l
     ]
 
 
-def _table(*headers: str) -> Table:
+def folding_table(*headers: str) -> Table:
     """A table that folds what is too long and never cuts it."""
     table = Table()
     for header in headers:

@@ -1,5 +1,6 @@
 """The commands as a user meets them: what they print, what they leave, how they end."""
 
+import errno
 import hashlib
 import json
 import os
@@ -100,6 +101,28 @@ def test_bad_configuration_is_78(tmp_path, capsys, text: str, said: str) -> None
     for command in (["check-config", str(file)], ["serve", "--config", str(file)]):
         assert run(*command) == 78
         assert said in capsys.readouterr().err
+
+
+def test_explain_leaves_no_half_file_and_goes_on(
+    tmp_path, capsys, monkeypatch, random_bundle
+) -> None:
+    out, full = tmp_path / "out", iter([True])
+    whole = Path.write_bytes
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        if next(full, False):
+            whole(path, data[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, data)
+
+    shutil.copy(CHEST, tmp_path / "other.dcm")
+    arguments = ["--out", str(out), "--bundle", str(random_bundle.folder)]
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    assert run("explain", CHEST, str(tmp_path / "other.dcm"), *arguments) == 1
+    assert "No space left on device" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {
+        "other.seg.dcm", "other.sc.dcm", "other.png",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [["explain", CHEST], ["demo"]])
