@@ -14,6 +14,7 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from nemt_dicom import __version__
 from nemt_dicom.config import Settings, load_settings
@@ -228,12 +229,12 @@ def _explain(options: argparse.Namespace) -> int:
             except (Refused, OSError) as error:
                 failed += 1
                 text = str(error) if isinstance(error, Refused) else error.strerror or "unreadable"
-                table.add_row(escape(file.name), f"[yellow]{escape(text)}[/yellow]")
+                table.add_row(file.name, Text(text, "yellow"))
                 continue
             e = explanation.evidence
             figures = [f"{v:.3f}" for v in (e.probability, e.occluded, e.kept)]
             written = f"{name}.{{{','.join(o.kind for o in outputs)}}}.dcm, {name}.png"
-            table.add_row(escape(file.name), explanation.verdict.value, *figures, escape(written))
+            table.add_row(file.name, explanation.verdict.value, *figures, written)
     _whole().print(table)
     console.print(NOTICE)
     return EXIT_FAILED if failed else EXIT_OK

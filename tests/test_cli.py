@@ -115,13 +115,15 @@ def test_explain_leaves_no_half_file_and_goes_on(
             raise OSError(errno.ENOSPC, "No space left on device")
         return whole(path, data)
 
-    shutil.copy(CHEST, tmp_path / "other.dcm")
+    shutil.copy(CHEST, tmp_path / "other [b].dcm")
     arguments = ["--out", str(out), "--bundle", str(random_bundle.folder)]
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    assert run("explain", CHEST, str(tmp_path / "other.dcm"), *arguments) == 1
-    assert "No space left on device" in capsys.readouterr().out
+    assert run("explain", CHEST, str(tmp_path / "other [b].dcm"), *arguments) == 1
+    text = capsys.readouterr().out
+    assert " No space left on device " in text, "and no markup"
+    assert " other [b].dcm " in text
     assert {path.name for path in out.iterdir()} == {
-        "other.seg.dcm", "other.sc.dcm", "other.png",
+        "other [b].seg.dcm", "other [b].sc.dcm", "other [b].png",
     }  # fmt: skip
 
 
