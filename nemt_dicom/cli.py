@@ -154,7 +154,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from nemt_dicom.serve import serve  # noqa: PLC0415  torch loads only where it is needed
+    from nemt_dicom.service.serve import serve  # noqa: PLC0415  torch loads only where it is needed
 
     return serve(_settings(options))
 
@@ -196,11 +196,11 @@ def _demo_table(result: Any) -> Table:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from nemt_dicom.bundle import Bundle  # noqa: PLC0415
-    from nemt_dicom.explainer import Explainer  # noqa: PLC0415
     from nemt_dicom.jobs import folding_table  # noqa: PLC0415
+    from nemt_dicom.model.bundle import Bundle  # noqa: PLC0415
+    from nemt_dicom.model.explainer import Explainer  # noqa: PLC0415
+    from nemt_dicom.outputs.secondary_capture import picture  # noqa: PLC0415
     from nemt_dicom.pipeline import build_outputs, read_source  # noqa: PLC0415
-    from nemt_dicom.secondary_capture import picture  # noqa: PLC0415
 
     settings = _settings(options)
     explainer = Explainer(Bundle.load_served(settings.explanation.bundle), settings.explanation)
@@ -332,7 +332,7 @@ def _check_config(options: argparse.Namespace) -> int:
 
 
 def _bundle_show(options: argparse.Namespace) -> int:
-    from nemt_dicom.bundle import Bundle  # noqa: PLC0415
+    from nemt_dicom.model.bundle import Bundle  # noqa: PLC0415
 
     bundle = Bundle.load(options.folder)
     m = bundle.manifest
@@ -382,9 +382,9 @@ def _figures(metrics: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _bundle_verify(options: argparse.Namespace) -> int:
-    from nemt_dicom.bundle import Bundle  # noqa: PLC0415
     from nemt_dicom.config import ExplanationSettings  # noqa: PLC0415
-    from nemt_dicom.explainer import Explainer  # noqa: PLC0415
+    from nemt_dicom.model.bundle import Bundle  # noqa: PLC0415
+    from nemt_dicom.model.explainer import Explainer  # noqa: PLC0415
 
     bundle = Bundle.load(options.folder)
     explainer = Explainer(bundle, ExplanationSettings())

@@ -34,9 +34,9 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
 from nemt_dicom.errors import NemtError
-from nemt_dicom.records import DeliveryState, Instance, InstanceState
-from nemt_dicom.secondary_capture import picture
-from nemt_dicom.store import Store
+from nemt_dicom.outputs.secondary_capture import picture
+from nemt_dicom.state.records import DeliveryState, Instance, InstanceState
+from nemt_dicom.state.store import Store
 
 DEMO_FILE = "RG1_UNCR.dcm"
 """A real chest radiograph of the PyPI package pydicom-data: 1955 x 1841, 15 bit, MONOCHROME1."""

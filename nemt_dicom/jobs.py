@@ -13,9 +13,9 @@ from rich.table import Table
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import NemtError, StateError
 from nemt_dicom.log import instance_name
-from nemt_dicom.records import Instance
-from nemt_dicom.spool import Spool
-from nemt_dicom.store import Store
+from nemt_dicom.state.records import Instance
+from nemt_dicom.state.spool import Spool
+from nemt_dicom.state.store import Store
 
 
 @contextmanager

@@ -12,13 +12,13 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import ImplicitVRLittleEndian
 
 from nemt_dicom.config import InputSettings, OutputSettings
-from nemt_dicom.derived import Origin, Output
 from nemt_dicom.errors import Reason, Refused
-from nemt_dicom.explanation import Explanation
-from nemt_dicom.header import dataset_offset
-from nemt_dicom.radiograph import Radiograph
-from nemt_dicom.secondary_capture import build_secondary_capture
-from nemt_dicom.segmentation import build_fractional, build_segmentation
+from nemt_dicom.intake.header import dataset_offset
+from nemt_dicom.intake.radiograph import Radiograph
+from nemt_dicom.model.explanation import Explanation
+from nemt_dicom.outputs.derived import Origin, Output
+from nemt_dicom.outputs.secondary_capture import build_secondary_capture
+from nemt_dicom.outputs.segmentation import build_fractional, build_segmentation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

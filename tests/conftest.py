@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from nemt_dicom.bundle import Bundle, save
-from nemt_dicom.network import Architecture, ExplainedNetwork
+from nemt_dicom.model.bundle import Bundle, save
+from nemt_dicom.model.network import Architecture, ExplainedNetwork
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("suite")

@@ -7,13 +7,13 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
-from nemt_dicom.listener import TRANSFER_SYNTAXES
-from nemt_dicom.pixel_data import CODECS, NATIVE
+from nemt_dicom.intake.pixel_data import CODECS, NATIVE
+from nemt_dicom.service.listener import TRANSFER_SYNTAXES
+from tests.conftest import ROOT
 
 PACKAGE = ROOT / "nemt_dicom"
-FILES = sorted(PACKAGE.glob("*.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
@@ -46,10 +46,19 @@ def test_each_library_has_its_owner(library: str) -> None:
     assert users <= OWNERS[library]
 
 
-@pytest.mark.parametrize("module", ["listener", "delivery", "store", "spool"])
+@pytest.mark.parametrize(
+    "module", ["service.listener", "service.delivery", "state.store", "state.spool"]
+)
 def test_network_processes_reach_no_torch_and_no_decoder(module: str) -> None:
     """Asked of a fresh interpreter: what is loaded once the module is."""
-    heavy = ("torch", "timm", "SimpleITK", "highdicom", "imagecodecs", "nemt_dicom.pixel_data")
+    heavy = (
+        "torch",
+        "timm",
+        "SimpleITK",
+        "highdicom",
+        "imagecodecs",
+        "nemt_dicom.intake.pixel_data",
+    )
     program = f"import sys, nemt_dicom.{module}; print(*[n for n in {heavy} if n in sys.modules])"
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT

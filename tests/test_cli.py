@@ -16,14 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hospital import Service
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 from nemt_dicom import cli, demo
 from nemt_dicom.errors import NemtError, Reason
-from nemt_dicom.records import Arrival, Rejection, StoredOutput
-from nemt_dicom.store import Store
+from nemt_dicom.state.records import Arrival, Rejection, StoredOutput
+from nemt_dicom.state.store import Store
+from tests.service.hospital import Service
 
 CHEST = str(get_testdata_file("RG1_UNCR.dcm", download=False))
 LEG = str(get_testdata_file("RG3_UNCR.dcm", download=False))
@@ -324,7 +324,7 @@ def test_retry_says_what_it_did(tmp_path, capsys, monkeypatch) -> None:
 
 
 def test_a_locked_database_is_said(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("nemt_dicom.database.BUSY_MS", 10)
+    monkeypatch.setattr("nemt_dicom.state.database.BUSY_MS", 10)
     receive(tmp_path, "1.2.3")
     monkeypatch.setenv("NEMT_DESTINATIONS", '[{"kind": "folder", "name": "a", "path": "x"}]')
     with closing(Store(tmp_path)) as other, other._db.change():

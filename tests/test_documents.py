@@ -8,18 +8,12 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import UID
 
-from nemt_dicom import (
-    __version__,
-    admission,
-    cli,
-    derived,
-    listener,
-    secondary_capture,
-    segmentation,
-    sender,
-)
+from nemt_dicom import __version__, cli
 from nemt_dicom.config import Settings, load_settings
 from nemt_dicom.errors import Reason
+from nemt_dicom.intake import admission
+from nemt_dicom.outputs import derived, secondary_capture, segmentation
+from nemt_dicom.service import listener, sender
 from trainer import eval_cli as evaluation
 from trainer.cli import read_arguments
 from trainer.options import EPILOG

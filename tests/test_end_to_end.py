@@ -8,12 +8,13 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from hospital import PATIENCE, Orthanc, Service, send, site
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
 from pydicom.data import get_testdata_file
 from pydicom.uid import SecondaryCaptureImageStorage, SegmentationStorage, generate_uid
-from service_kit import wait_for
+
+from tests.service.hospital import PATIENCE, Orthanc, Service, send, site
+from tests.service.service_kit import wait_for
 
 pytestmark = pytest.mark.servers
 

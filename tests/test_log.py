@@ -34,7 +34,7 @@ def test_what_libraries_warn_of_is_not_logged(name: str, capfd: pytest.CaptureFi
     configure_logging("debug")
     logging.getLogger(name).setLevel(logging.DEBUG)  # as the library does when it is imported
     logging.getLogger(name).warning("bad value %s", PATIENT)
-    logging.getLogger("nemt_dicom.worker").warning("our own")
+    logging.getLogger("nemt_dicom.service.worker").warning("our own")
     text = capfd.readouterr().err
     assert PATIENT not in text
     assert text.endswith("warning worker: our own\n")

@@ -13,18 +13,14 @@ import torch
 
 from nemt_dicom.errors import DataError, TrainingError
 
-from . import report
-from .baselines import NEMT
-from .cache import Examples
-from .checkpoint import CheckpointFile, writing
-from .classifier import ClassifierStage
-from .comparison import Evaluated, average, figure, scores, table
-from .config import PRESETS, Places, TrainingConfig
-from .distributed import Team
-from .explanation import ExplanationStage, soft_masks
-from .layouts import file_name
-from .maps import Attributed
+from .data.examples import Examples
+from .data.ground_truth import ground_truth
+from .data.layouts import file_name
+from .evaluation.maps import Attributed
+from .evaluation.methods import NEMT
+from .evaluation.scores import Evaluated, average, figure, scores, table
 from .progress import Progress
+from .report import training_curves as report
 from .run import (
     Prepared,
     begun_with,
@@ -35,8 +31,12 @@ from .run import (
     require_same,
     require_writable,
 )
-from .train import Run, fit
-from .truth import ground_truth
+from .training.checkpoint import CheckpointFile, writing
+from .training.classifier import ClassifierStage
+from .training.distributed import Team
+from .training.explanation_stage import ExplanationStage, soft_masks
+from .training.loop import Run, fit
+from .training.recipe import PRESETS, Places, TrainingConfig
 
 AREA_WEIGHTS = (1.0, 0.66, 0.5, 0.4, 0.33)
 NEIGHBOURHOODS = (14, 17, 21, 24, 28)

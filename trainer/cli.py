@@ -10,13 +10,21 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from nemt_dicom.bundle import Bundle
 from nemt_dicom.errors import NemtError, TrainingError
+from nemt_dicom.model.bundle import Bundle
 
 from .ablation import run_ablation
 from .bars import Bars
-from .cache import default_cache
-from .config import (
+from .data.examples import default_cache
+from .data.layouts import canonical, file_name
+from .dry_run import dry_run
+from .memory import keep_memory
+from .options import build_parser
+from .progress import Progress, Silent
+from .report.tables import differences_table, figures_table, paper_table
+from .run import run
+from .training.precision import has_bfloat16, require_device
+from .training.recipe import (
     FORMERLY,
     NEM_U,
     OF_THE_TARGET_MODEL,
@@ -24,14 +32,6 @@ from .config import (
     Places,
     TrainingConfig,
 )
-from .dry_run import dry_run
-from .layouts import canonical, file_name
-from .memory import keep_memory
-from .options import build_parser
-from .precision import has_bfloat16, require_device
-from .progress import Progress, Silent
-from .result_tables import differences_table, figures_table, paper_table
-from .run import run
 
 PLACES = {field.name for field in fields(Places)}
 RECIPE = {field.name for field in fields(TrainingConfig)}

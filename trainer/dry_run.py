@@ -14,20 +14,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nemt_dicom.network import ExplainedNetwork
+from nemt_dicom.model.network import ExplainedNetwork
 
-from .cache import Examples, load_examples
-from .classifier import ClassifierStage
-from .config import Places, TrainingConfig
-from .datasets import Case, describe, find_cases
-from .distributed import Team
-from .draws import Draws
-from .explanation import ExplanationStage
+from .data.cases import Case, describe, find_cases
+from .data.examples import Examples, load_examples
 from .progress import Progress
-from .result_tables import splits_table, table
+from .report.tables import splits_table, table
 from .run import frozen_stages, make_repeatable
-from .target_model import build_network
-from .train import Run, Stage, batches, read_ahead, take_step
+from .training.classifier import ClassifierStage
+from .training.distributed import Team
+from .training.draws import Draws
+from .training.explanation_stage import ExplanationStage
+from .training.loop import Run, Stage, batches, read_ahead, take_step
+from .training.recipe import Places, TrainingConfig
+from .training.target_model import build_network
 
 STEPS = 6
 """Steps timed of each kind."""

@@ -11,27 +11,27 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from nemt_dicom.bundle import Bundle
 from nemt_dicom.errors import DataError, NemtError
+from nemt_dicom.model.bundle import Bundle
 
 from .bars import Bars
-from .baselines import METHODS
-from .cache import default_cache
-from .checks import checks, verdict
-from .config import MOST_THREADS
-from .datasets import Dataset, find_cases_to_evaluate
-from .evaluate import evaluate
+from .data.cases import Dataset, find_cases_to_evaluate
+from .data.examples import default_cache
+from .data.tables import SPLITS
+from .evaluation.checks import checks, verdict
+from .evaluation.evaluate import evaluate
+from .evaluation.methods import METHODS
+from .evaluation.others import read_others
+from .evaluation.plan import MEAN_OF_BOXES, Evaluation, Plan, known_methods
+from .evaluation.relabelled import label_randomisation, require_own_recipe
 from .memory import keep_memory
-from .others import read_others
-from .plan import MEAN_OF_BOXES, Evaluation, Plan, known_methods
-from .precision import require_device
 from .progress import Progress
-from .publish import publish
-from .relabelled import label_randomisation, require_own_recipe
-from .result_report import write_comparison, write_report
-from .result_tables import differences_table, figures_table, paper_table, time_table
-from .seen import require_unseen
-from .tables import SPLITS
+from .report.html import write_comparison, write_report
+from .report.publish import publish
+from .report.tables import differences_table, figures_table, paper_table, time_table
+from .seen_patients import require_unseen
+from .training.precision import require_device
+from .training.recipe import MOST_THREADS
 
 DESCRIPTION = """\
 Measures a bundle's explanations on labelled images that it was not trained on, and the methods that

@@ -7,8 +7,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from .cache import default_cache
-from .config import NEM_U, PRESETS, TrainingConfig
+from .data.examples import default_cache
+from .training.recipe import NEM_U, PRESETS, TrainingConfig
 
 DESCRIPTION = """\
 Trains a target model for one label and an explanation module on its features, and writes a bundle

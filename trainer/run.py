@@ -17,30 +17,30 @@ import numpy as np
 import torch
 
 from nemt_dicom import __version__
-from nemt_dicom import bundle as bundles
-from nemt_dicom.bundle import Bundle
 from nemt_dicom.errors import TrainingError
-from nemt_dicom.network import ExplainedNetwork
+from nemt_dicom.model import bundle as bundles
+from nemt_dicom.model.bundle import Bundle
+from nemt_dicom.model.network import ExplainedNetwork
 
-from . import report
-from .cache import Examples, load_examples, require_apart
-from .card import model_card
-from .checkpoint import CheckpointFile, Epoch, writing
-from .classifier import ClassifierStage
-from .config import Places, TrainingConfig
-from .datasets import Dataset, find_cases, fingerprint, require_both_labels
-from .distributed import Team
-from .evaluate import evaluate, for_manifest
-from .explanation import ExplanationStage, soft_masks
-from .origin import code_state, describe_bundle, device_name, libraries
+from .data.cases import Dataset, find_cases, fingerprint, require_both_labels
+from .data.examples import Examples, load_examples, require_apart
+from .data.ground_truth import require_ground_truth
+from .evaluation.evaluate import evaluate, for_manifest
+from .manifest import code_state, describe_bundle, device_name, libraries
 from .progress import Progress
-from .result_charts import draw_bars, draw_masks
-from .seen import require_unseen
-from .target_model import build_network, file_digest
-from .teachers import forget_teachers, train_teachers
-from .thresholds import FIXED, Thresholds, choose_thresholds
-from .train import Run, fit
-from .truth import require_ground_truth
+from .report import training_curves as report
+from .report.charts import draw_bars, draw_masks
+from .report.model_card import model_card
+from .seen_patients import require_unseen
+from .training.checkpoint import CheckpointFile, Epoch, writing
+from .training.classifier import ClassifierStage
+from .training.distributed import Team
+from .training.explanation_stage import ExplanationStage, soft_masks
+from .training.loop import Run, fit
+from .training.recipe import Places, TrainingConfig
+from .training.target_model import build_network, file_digest
+from .training.teachers import forget_teachers, train_teachers
+from .training.thresholds import FIXED, Thresholds, choose_thresholds
 
 LARGEST_CHANGE = 0.005
 """How far float16 weights may move the answer for a validation image."""

@@ -1,0 +1,1 @@
+"""From received bytes to a radiograph: header, admission, pixel data, display."""

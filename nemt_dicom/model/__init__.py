@@ -1,0 +1,1 @@
+"""The bundle and the network: from a radiograph to its explanation."""

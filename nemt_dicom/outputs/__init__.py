@@ -1,0 +1,1 @@
+"""From an explanation to DICOM objects: Segmentation and Secondary Capture."""

@@ -1,0 +1,1 @@
+"""The processes of `nemt-dicom serve`: listener, worker, delivery, and their supervisor."""

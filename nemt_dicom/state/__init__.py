@@ -1,0 +1,1 @@
+"""What survives a power cut: the spool of files and the database."""

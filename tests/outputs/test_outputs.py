@@ -1,0 +1,769 @@
+"""SEG and SC: identity, what is copied, where the mask lands, what the legend says."""
+
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
+from pydicom.sequence import Sequence
+from pydicom.uid import ComputedRadiographyImageStorage
+
+from nemt_dicom.config import OutputSettings, PlaneGeometry
+from nemt_dicom.errors import BadOutput
+from nemt_dicom.model.explanation import Evidence, Explanation, Provenance, Verdict
+from nemt_dicom.outputs import derived, repair, secondary_capture, segmentation
+from nemt_dicom.outputs.derived import COPIED, Origin
+
+ROWS, COLUMNS = 300, 260
+RECEIVED = datetime(2026, 3, 4, 23, 30, 15, tzinfo=UTC)
+
+
+def source(**attributes: object) -> Dataset:
+    """The header of a chest radiograph, with `attributes` set, or removed where None."""
+    ds = Dataset()
+    ds.SOPClassUID = ComputedRadiographyImageStorage
+    ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.3.1", "1.2.3.2", "1.2.3.3"
+    ds.Modality, ds.BodyPartExamined = "CR", "CHEST"
+    ds.PatientName, ds.PatientID = "Doe^Jane", "P1"
+    ds.PatientOrientation = ["L", "F"]
+    ds.Rows, ds.Columns, ds.InstanceNumber = ROWS, COLUMNS, 7
+    with disable_value_validation():  # real headers hold what the standard forbids
+        for keyword, value in attributes.items():
+            ds.pop(keyword, None)
+            if value is not None:
+                setattr(ds, keyword, value)
+    return ds
+
+
+def explanation(p: float = 0.9, occluded: float = 0.3, **changes: object) -> Explanation:
+    mask = np.zeros((ROWS, COLUMNS), np.float32)
+    mask[40:120, 30:90] = 0.8
+    base = Explanation(
+        mask=mask,
+        segment=mask >= 0.5,
+        evidence=Evidence(probability=p, occluded=occluded, kept=0.8),
+        provenance=Provenance(
+            target="pneumonia",
+            bundle_name="test",
+            bundle_version="1.0",
+            bundle_digest="ab" * 32,
+            decision_threshold=0.5,
+            mask_threshold=0.5,
+            evidence_margin=0.1,
+        ),
+        explain_below_threshold=False,
+    )
+    return replace(base, **changes)
+
+
+def origin(
+    header: Dataset | None = None, given: Explanation | None = None, digest: str = "d1", **settings
+) -> Origin:
+    return Origin(
+        source=source() if header is None else header,
+        digest=digest,
+        explanation=given or explanation(),
+        settings=OutputSettings(**settings),
+        received=RECEIVED,
+    )
+
+
+def pixels() -> np.ndarray:
+    return np.linspace(0, 1, ROWS * COLUMNS, dtype=np.float32).reshape(ROWS, COLUMNS)
+
+
+def read(output: derived.Output) -> Dataset:
+    return dcmread(BytesIO(output.data))
+
+
+def seg(**kwargs) -> Dataset:
+    return read(segmentation.build_segmentation(origin(**kwargs)))
+
+
+def sc(**kwargs) -> Dataset:
+    return read(secondary_capture.build_secondary_capture(origin(**kwargs), pixels()))
+
+
+BUILT = pytest.mark.parametrize("build", [seg, sc])
+
+
+@BUILT
+def test_references_and_description(build) -> None:
+    ds = build()
+    item = ds.SourceImageSequence[0]
+    assert (item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID) == (
+        ComputedRadiographyImageStorage,
+        "1.2.3.1",
+    )
+    assert item.PurposeOfReferenceCodeSequence[0].CodeValue == "121322"
+    assert ds.StudyInstanceUID == "1.2.3.2"
+    assert ds.SeriesInstanceUID != "1.2.3.3"
+    assert ds.InstanceNumber == 7
+    assert "NOT FOR DIAGNOSTIC USE" in ds.SeriesDescription
+    assert len(ds.SeriesDescription) <= 64
+    for figure in ("0.900", "0.300", "0.800", "pneumonia", "ab" * 32):
+        assert figure in ds.DerivationDescription
+    assert ds.ContributingEquipmentSequence[0].PurposeOfReferenceCodeSequence[0].CodeValue == (
+        "109102"
+    )
+
+
+def test_codes_of_the_segment() -> None:
+    segment = seg().SegmentSequence[0]
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "130404"
+    assert segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "309825002"
+    assert segment.SegmentAlgorithmType == "AUTOMATIC"
+    assert segment.SegmentLabel == "Explanation: pneumonia"
+    assert seg().ContentLabel == "PNEUMONIA"
+
+
+def outputs(given: Origin) -> tuple[derived.Output, derived.Output]:
+    seg = segmentation.build_segmentation(given)
+    return seg, secondary_capture.build_secondary_capture(given, pixels())
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    assert outputs(origin()) == outputs(origin())
+
+
+def test_another_release_has_uids_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes differ, in the software version if in nothing else."""
+    before = outputs(origin())
+    monkeypatch.setattr(derived, "__version__", "99.0.0")
+    for old, new in zip(before, outputs(origin()), strict=True):
+        assert old.data != new.data
+        assert old.sop_instance_uid != new.sop_instance_uid
+        assert read(old).SeriesInstanceUID != read(new).SeriesInstanceUID
+
+
+@pytest.mark.parametrize("target", ["pneumonia", "a finding with a name of many words " * 2])
+def test_series_description_fits(target: str) -> None:
+    text = derived.series_description(target)
+    assert len(text) <= 64
+    assert target[:22] in text
+    assert text.endswith("NOT FOR DIAGNOSTIC USE")
+
+
+def test_identity_changes_with_what_it_stands_for() -> None:
+    base = origin()
+    other_bundle = explanation(
+        provenance=replace(explanation().provenance, bundle_digest="cd" * 32)
+    )
+    others = {
+        "content": origin(digest="d2"),
+        "bundle": origin(given=other_bundle),
+        "settings": origin(sc_longest_side=800),
+        "image": origin(source(SOPInstanceUID="1.2.3.9")),
+    }
+    uids = {name: other.uid("seg") for name, other in others.items()} | {"base": base.uid("seg")}
+    assert len(set(uids.values())) == len(uids)
+    assert base.uid("seg") != base.uid("sc")
+    # a resent image with changed content stays in the same series
+    assert others["content"].uid("seg", "series") == base.uid("seg", "series")
+    assert others["bundle"].uid("seg", "series") != base.uid("seg", "series")
+    assert all(uid.startswith("2.25.") and len(uid) <= 44 for uid in uids.values())
+
+
+@BUILT
+def test_nothing_is_copied_but_the_list(build) -> None:
+    header = source(InstitutionName="CANARY", OperatorsName="CANARY^A", ImageComments="CANARY")
+    header.add_new(0x00091001, "LO", "CANARY")
+    request = Dataset()
+    request.RequestedProcedureID = "R1"
+    request.add_new(0x00091002, "LO", "CANARY")
+    header.RequestAttributesSequence = Sequence([request])
+    ds = build(header=header)
+    assert "CANARY" not in str(ds)
+    assert ds.RequestAttributesSequence[0].RequestedProcedureID == "R1"
+    assert ds.PatientName == "Doe^Jane"
+    assert "Laterality" not in ds
+    assert not set(COPIED) & {"InstitutionName", "OperatorsName", "ImageComments"}
+
+
+@BUILT
+def test_a_poor_header_is_enough(build) -> None:
+    poor = source(
+        PatientName=None,
+        PatientID=None,
+        BodyPartExamined=None,
+        PatientOrientation=None,
+        InstanceNumber=None,
+    )
+    ds = build(header=poor)
+    for keyword in derived.TYPE_2:
+        assert keyword in ds
+        assert not ds.get(keyword)
+    assert ds.BodyPartExamined == "CHEST"
+    assert ds.InstanceNumber == 1
+
+
+@pytest.mark.parametrize(
+    ("vr", "given", "expected"),
+    [
+        ("AS", "51", "051Y"),
+        ("AS", "7M", "007M"),
+        ("AS", "old", None),
+        ("DA", "1995.07.20", "19950720"),
+        ("DA", "yesterday", None),
+        ("DA", "20240229", "20240229"),
+        ("DA", "20230229", None),
+        ("DA", "19000230", None),
+        ("DA", "00010101", None),
+        ("DA", "20200101-20200202", None),
+        ("DA", "20200101-", None),
+        ("TM", "12:30:00", "123000"),
+        ("TM", "noon", None),
+        ("TM", "10", "10"),
+        ("TM", "235959.123456", "235959.123456"),
+        ("TM", "10-12", None),
+        ("TM", "240000", None),
+        ("DT", "20200101120000.5+0100", "20200101120000.5+0100"),
+        ("DT", "20200101-20200202", None),
+        ("CS", "lower case", None),
+        ("DS", "0.14300000000000002", "0.143"),
+        ("DS", "wide", None),
+        ("DS", "1,75", None),
+        ("DS", "nan", None),
+        ("DS", "inf", None),
+        ("LO", "x" * 65, None),
+        ("LO", "two\r\nlines", "two lines"),
+        ("LO", "\x1b$B;3ED", None),
+        ("LO", "M\N{REPLACEMENT CHARACTER}ller", None),
+        ("LO", "cp1252 \x96", None),
+        ("UI", "1.2.03", None),
+        ("UI", "0", None),
+        ("UI", "5.1.2", None),
+        ("UI", "1.40.2", None),
+        ("UI", "1.2." + "3" * 61, None),
+        ("UI", "2.25.7", "2.25.7"),
+        ("UI", "1.2.840.10008.1", "1.2.840.10008.1"),
+        ("PN", "Doe^Jane^^^", "Doe^Jane^^^"),
+        ("PN", "Doe^Jane^^^^^", "Doe^Jane"),
+        ("PN", "A^B^C^D^E^F", None),
+        ("PN", "A" * 64, "A" * 64),
+        ("PN", "A" * 60 + "^BCDE", None),
+        ("PN", "A=B=C=D", None),
+        ("PN", "\N{CJK UNIFIED IDEOGRAPH-5C71}" * 40, "\N{CJK UNIFIED IDEOGRAPH-5C71}" * 40),
+        ("LO", "plain", "plain"),
+    ],
+)
+def test_values_are_repaired_or_left_out(vr: str, given: str, expected: str | None) -> None:
+    result = repair.repaired(vr, given)
+    assert (None if result is None else str(result)) == expected
+
+
+NAMES = {
+    "latin-1": ("ISO_IR 100", "Åström^Zoë", "Åström^Zoë".encode("latin-1")),
+    "utf-8": ("ISO_IR 192", "Wang^XiaoDong=王^小东", "Wang^XiaoDong=王^小东".encode()),
+    "gb18030": ("GB18030", "Wang^XiaoDong=王^小东", "Wang^XiaoDong=王^小东".encode("gb18030")),
+    "cyrillic": ("ISO_IR 144", "Люксембург", "Люксембург".encode("iso8859-5")),
+    # PS3.5 H.3.1, H.3.2 and I.2
+    "japanese": (
+        "\\ISO 2022 IR 87",
+        "Yamada^Tarou=山田^太郎=やまだ^たろう",
+        b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B=\x1b$B$d$^$@\x1b(B^\x1b$B$?$m$&\x1b(B",
+    ),
+    "japanese-kana": (
+        "ISO 2022 IR 13\\ISO 2022 IR 87",
+        "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう",
+        b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3=\x1b$B;3ED\x1b(J^\x1b$BB@O:\x1b(J="
+        b"\x1b$B$d$^$@\x1b(J^\x1b$B$?$m$&\x1b(J",
+    ),
+    "korean": (
+        "\\ISO 2022 IR 149",
+        "Hong^Gildong=洪^吉洞=홍^길동",
+        b"Hong^Gildong=\x1b$)C\xfb\xf3^\x1b$)C\xd1\xce\xd4\xd7="
+        b"\x1b$)C\xc8\xab^\x1b$)C\xb1\xe6\xb5\xbf",
+    ),
+}
+
+
+@BUILT
+@pytest.mark.parametrize(("charset", "name", "_"), NAMES.values(), ids=NAMES)
+def test_names_in_other_character_sets_survive(build, charset: str, name: str, _: bytes) -> None:
+    ds = build(header=source(SpecificCharacterSet=charset.split("\\"), PatientName=name))
+    assert str(ds.PatientName) == name
+
+
+def on_disk(folder: Path, charset: str, name: bytes, **attributes: object) -> Dataset:
+    """The header of a file whose PatientName has these bytes and none that pydicom encoded."""
+    name += b" " * (len(name) % 2)
+    with disable_value_validation():
+        header = source(PatientName="Q" * len(name), SpecificCharacterSet="X" * 60, **attributes)
+        file = folder / "source.dcm"
+        with pytest.warns(UserWarning, match="Unknown encoding"):
+            header.save_as(file, implicit_vr=True, little_endian=True)
+    value = charset.encode() + b" " * (len(charset) % 2)
+    before, after = (
+        b"\x08\0\x05\0" + len(text).to_bytes(4, "little") + text for text in (b"X" * 60, value)
+    )
+    raw = file.read_bytes()
+    assert raw.count(before) == raw.count(b"Q" * len(name)) == 1
+    file.write_bytes(raw.replace(before, after).replace(b"Q" * len(name), name))
+    return dcmread(file, force=True)
+
+
+@BUILT
+@pytest.mark.parametrize(("charset", "name", "raw"), NAMES.values(), ids=NAMES)
+def test_names_of_a_file_survive_with_their_character_set(
+    tmp_path: Path, build, charset: str, name: str, raw: bytes
+) -> None:
+    ds = build(header=on_disk(tmp_path, charset, raw))
+    assert str(ds.PatientName) == name
+    assert ds["PatientName"].value.original_string == raw
+    assert "\\".join(np.atleast_1d(ds.SpecificCharacterSet)) == charset
+
+
+@BUILT
+@pytest.mark.filterwarnings("ignore:Incorrect value for Specific Character Set")
+@pytest.mark.parametrize("charset", ["ISO IR 100", "ISO-IR 100", "latin1", "iso_ir 100"])
+def test_a_misspelt_character_set_that_can_be_read_becomes_utf_8(
+    tmp_path: Path, build, charset: str
+) -> None:
+    ds = build(header=on_disk(tmp_path, charset, "Müller^Jürgen".encode("latin-1")))
+    assert ds.SpecificCharacterSet == "ISO_IR 192"
+    assert str(ds.PatientName) == "Müller^Jürgen"
+
+
+UNREADABLE = {
+    "unknown": ("ISO_IR 999", b"M\xfcller"),
+    "no-text-encoding": ("hex", b"M\xfcller"),
+    "unknown-escape": ("ISO_IR 999", b"\x1b$B;3ED\x1b(B"),
+    "escape-without-a-set": ("", b"\x1b$B;3ED\x1b(B"),
+    "escape-of-another-set": ("ISO_IR 100", b"\x1b$B;3ED\x1b(B"),
+    "latin-1-called-utf-8": ("ISO_IR 192", b"M\xfcller"),
+    "windows-called-latin-1": ("ISO_IR 100", b"\x8aimek"),
+}
+
+
+@BUILT
+@pytest.mark.filterwarnings("ignore:(Unknown encoding|Found unknown escape|Failed to decode)")
+@pytest.mark.parametrize(("charset", "raw"), UNREADABLE.values(), ids=UNREADABLE)
+def test_a_name_that_cannot_be_read_is_left_empty(
+    tmp_path: Path, build, charset: str, raw: bytes
+) -> None:
+    ds = build(header=on_disk(tmp_path, charset, raw, StudyDescription="Chest PA"))
+    assert "PatientName" in ds
+    assert not ds.PatientName
+    assert ds.PatientID == "P1"
+    assert ds.StudyDescription == "Chest PA"
+
+
+@BUILT
+@pytest.mark.parametrize("charset", ["", "ISO_IR 6"])
+def test_a_name_in_no_given_set_is_copied_byte_for_byte(
+    tmp_path: Path, build, charset: str
+) -> None:
+    ds = build(header=on_disk(tmp_path, charset, b"M\xfcller^J\xfcrgen"))
+    assert ds.get("SpecificCharacterSet", "") == ""
+    assert ds.get_item("PatientName").value.rstrip() == b"M\xfcller^J\xfcrgen"
+
+
+@BUILT
+@pytest.mark.filterwarnings("ignore:(Unknown encoding|Incorrect value)")
+@pytest.mark.parametrize("charset", ["ISO_IR 999", "", "ISO IR 100", "ISO_IR 100\\FOO"])
+def test_an_ascii_name_survives_any_character_set(tmp_path: Path, build, charset: str) -> None:
+    ds = build(header=on_disk(tmp_path, charset, b"Doe^Jane"))
+    assert ds.PatientName == "Doe^Jane"
+
+
+@BUILT
+def test_text_that_its_character_set_lacks_is_written_in_utf_8(build) -> None:
+    item = Dataset()
+    item.RequestedProcedureDescription = "胸部正面"
+    header = source(
+        SpecificCharacterSet="ISO_IR 100", PatientName="Zoë", RequestAttributesSequence=[item]
+    )
+    ds = build(header=header)
+    assert ds.SpecificCharacterSet == "ISO_IR 192"
+    assert ds.PatientName == "Zoë"
+    assert ds.RequestAttributesSequence[0].RequestedProcedureDescription == "胸部正面"
+
+
+EMPTIED = {
+    "PatientSex": ["U", "X", "MALE", "m"],
+    "PatientBirthDate": ["19000230", "1970"],
+    "StudyDate": ["20200101-20200202", "20201301"],
+    "StudyTime": ["10-12", "2500"],
+    "PatientOrientation": ["L", ["L", "F", "X"], ["LEFT", "FOOT"], ["L", "L"], ["LR", "F"], "L\\"],
+    "PatientID": [["P1", "P2"], "P" * 65],
+    "PatientName": ["A" * 65, "A^B^C^D^E^F", ["A", "B"]],
+}
+
+
+@BUILT
+@pytest.mark.parametrize(
+    ("keyword", "value"), [(k, v) for k, values in EMPTIED.items() for v in values]
+)
+def test_what_makes_no_sense_is_emptied(build, keyword: str, value: object) -> None:
+    ds = build(header=source(**{keyword: value}))
+    assert keyword in ds
+    assert not ds.get(keyword)
+    if keyword != "PatientID":
+        assert ds.PatientID == "P1"
+
+
+@BUILT
+def test_what_makes_sense_is_kept(build) -> None:
+    ds = build(
+        header=source(
+            PatientSex="O",
+            PatientBirthDate="19000228",
+            StudyDate="20240229",
+            StudyTime="1012",
+            StudyDescription="Chest, erect",
+            BodyPartExamined="CHESTABDOMEN",
+            PatientOrientation=["LF", "FR"],
+        )
+    )
+    assert (ds.PatientSex, ds.PatientBirthDate) == ("O", "19000228")
+    assert (ds.StudyDate, ds.StudyTime) == ("20240229", "1012")
+    assert (ds.StudyDescription, ds.BodyPartExamined) == ("Chest, erect", "CHESTABDOMEN")
+    assert list(ds.PatientOrientation) == ["LF", "FR"]
+
+
+@BUILT
+@pytest.mark.parametrize("part", ["THORAX", "LUNG", "CHEST PA", ["CHEST", "ABDOMEN"], "Chest"])
+def test_a_body_part_that_would_need_a_side_is_chest(build, part: object) -> None:
+    assert build(header=source(BodyPartExamined=part)).BodyPartExamined == "CHEST"
+
+
+@BUILT
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("2147483647", 2147483647),
+        ("2147483648", 1),
+        ("99999999999", 1),
+        ("0", 1),
+        ("-5", 1),
+        ("abc", 1),
+    ],
+)
+def test_instance_number(build, given: str, written: int) -> None:
+    header = source()
+    with disable_value_validation():
+        header.add_new("InstanceNumber", "LO", given)
+    assert build(header=header).InstanceNumber == written
+
+
+def code(**changes: str) -> Dataset:
+    """An item of a code sequence; an attribute of the empty string is one without a value."""
+    item = Dataset()
+    triple = {"CodeValue": "1", "CodingSchemeDesignator": "99X", "CodeMeaning": "one"}
+    for keyword, value in {**triple, **changes}.items():
+        setattr(item, keyword, value)
+    return item
+
+
+def with_item(keyword: str, *items: dict[str, object]) -> dict[str, list[Dataset]]:
+    """A sequence of these items, as attributes for `source`."""
+    built = []
+    for attributes in items:
+        built.append(Dataset())
+        for name, value in attributes.items():
+            setattr(built[-1], name, value)
+    return {keyword: built}
+
+
+REQUEST, ISSUER = "RequestAttributesSequence", "IssuerOfAccessionNumberSequence"
+PROCEDURE, PROTOCOL = "RequestedProcedureCodeSequence", "ScheduledProtocolCodeSequence"
+
+
+@BUILT
+def test_items_keep_what_is_whole(build) -> None:
+    request = {
+        "RequestedProcedureID": "R1",
+        "RequestedProcedureDescription": "",
+        PROCEDURE: [code(ContextIdentifier="4")],
+        PROTOCOL: [code(), code(CodeMeaning=""), code(CodeValue="2")],
+        ISSUER: [],
+    }
+    issuer = {"LocalNamespaceEntityID": "RIS", "UniversalEntityID": "1.2"}
+    ds = build(header=source(**with_item(REQUEST, request), **with_item(ISSUER, issuer)))
+    item = ds.RequestAttributesSequence[0]
+    assert [e.keyword for e in item] == [PROCEDURE, PROTOCOL, "RequestedProcedureID"]
+    assert item[PROCEDURE].value[0] == code()
+    assert [c.CodeValue for c in item[PROTOCOL].value] == ["1", "2"]
+    assert [e.keyword for e in ds[ISSUER].value[0]] == ["LocalNamespaceEntityID"]
+
+
+@BUILT
+def test_times_are_those_of_receipt_in_the_zone_of_the_study(build) -> None:
+    ds = build(header=source(TimezoneOffsetFromUTC="-0400"))
+    assert (ds.ContentDate, ds.ContentTime) == ("20260304", "193015")
+    assert (ds.InstanceCreationDate, ds.SeriesTime) == ("20260304", "193015")
+
+
+@BUILT
+@pytest.mark.parametrize(
+    ("ratios", "methods"),
+    [(["10"], ["ISO_15444_1"]), (["10", "5"], ["ISO_10918_1", "ISO_15444_1"])],
+)
+def test_lossy_history_is_inherited(build, ratios: list[str], methods: list[str]) -> None:
+    ds = build(
+        header=source(
+            LossyImageCompression="01",
+            LossyImageCompressionRatio=ratios,
+            LossyImageCompressionMethod=methods,
+        )
+    )
+    ours = 1 if build is sc else 0
+    assert ds.LossyImageCompression == "01"
+    found = [str(v) for v in np.atleast_1d(ds.LossyImageCompressionMethod)]
+    assert found == methods + ["ISO_10918_1"] * ours
+    shown = np.atleast_1d(ds.LossyImageCompressionRatio).tolist()
+    assert [float(v) for v in shown[: len(ratios)]] == [float(v) for v in ratios]
+    assert len(shown) == len(found)
+
+
+def test_burned_in_annotation() -> None:
+    assert sc().BurnedInAnnotation == "NO"
+    assert sc(header=source(BurnedInAnnotation="YES")).BurnedInAnnotation == "YES"
+    assert sc(header=source(BurnedInAnnotation="NO")).BurnedInAnnotation == "NO"
+
+
+def test_seg_holds_the_segment_pixel_by_pixel() -> None:
+    ds = seg()
+    assert (ds.Rows, ds.Columns, ds.NumberOfFrames) == (ROWS, COLUMNS, 1)
+    assert np.array_equal(ds.pixel_array, explanation().segment)
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        (explanation(p=0.4), Verdict.BELOW_THRESHOLD),
+        (explanation(occluded=0.85), Verdict.UNRELIABLE),
+        (explanation(segment=np.zeros((ROWS, COLUMNS), np.bool_)), Verdict.NO_REGION),
+    ],
+)
+def test_nothing_is_drawn_where_there_is_nothing_to_say(given, verdict) -> None:
+    assert given.verdict is verdict
+    ds = seg(given=given)
+    assert ds.NumberOfFrames == 1
+    assert not ds.pixel_array.any()
+    picture, _ = secondary_capture.render(given, pixels(), 512)
+    rgb = np.asarray(picture).astype(int)
+    assert (rgb[60:500].max(axis=2) - rgb[60:500].min(axis=2)).max() == 0  # no colour
+    text = " ".join(line.text for line in secondary_capture.legend(given))
+    assert "nothing drawn" in text
+    assert f"p = {given.evidence.probability:.3f}" in text
+
+
+def test_below_threshold_can_be_drawn_and_says_so() -> None:
+    given = explanation(p=0.4, occluded=0.1, explain_below_threshold=True)
+    assert seg(given=given).pixel_array.any()
+    text = " ".join(line.text for line in secondary_capture.legend(given))
+    assert "below threshold (0.500), drawn by setting" in text
+
+
+def test_not_a_number_is_no_output() -> None:
+    with pytest.raises(BadOutput):
+        explanation(p=float("nan"))
+    with pytest.raises(BadOutput):
+        explanation(mask=np.full((ROWS, COLUMNS), np.inf, np.float32))
+
+
+def test_overlay_shows_colour_where_the_segment_is_and_nowhere_else() -> None:
+    given = explanation()
+    picture, scale = secondary_capture.render(given, np.full((ROWS, COLUMNS), 0.5, np.float32), 900)
+    assert scale == 3.0
+    rgb = np.asarray(picture).astype(int)
+    top = (picture.height - 900) // 2
+    band = next(y for y in range(picture.height) if rgb[y, 0].sum() > 100)  # first row of picture
+    assert band < top * 2
+    image = rgb[band : band + 900]
+    coloured = image[..., 2] - image[..., 0] > 10
+    expected = given.segment.repeat(3, axis=0).repeat(3, axis=1)
+    core = np.zeros_like(expected)
+    core[130:350, 100:260] = True
+    assert coloured[core].all()
+    outside = ~expected
+    outside[110:370, 80:280] = False  # the contour is as wide as this at most
+    assert not coloured[outside].any()
+
+
+def test_overlay_spacing_is_scaled_and_bands_hide_nothing() -> None:
+    ds = sc(header=source(PixelSpacing=[0.2, 0.2]), sc_longest_side=600)
+    assert [float(v) for v in ds.PixelSpacing] == [0.1, 0.1]
+    assert "ImagerPixelSpacing" not in ds
+    assert ds.Columns == 2 * COLUMNS
+    assert ds.Rows > 2 * ROWS  # the radiograph whole, and the bands
+
+
+@pytest.mark.parametrize("aspect", [0.5, 2.0])
+def test_overlay_has_square_pixels(aspect: float) -> None:
+    """The segment's 80 rows and 60 columns are as high and as wide as they are on the patient."""
+    spacing = source(PixelSpacing=[0.2 * aspect, 0.2])
+    data = secondary_capture.build_secondary_capture(
+        origin(spacing, sc_longest_side=600), np.full((ROWS, COLUMNS), 0.5, np.float32), aspect
+    )
+    heights, widths = (float(value) for value in read(data).PixelSpacing)
+    rgb = np.asarray(secondary_capture.picture(data.data)).astype(int)
+    rows, columns = np.nonzero(
+        rgb[: -(rgb.shape[0] // 4), :, 2] - rgb[: -(rgb.shape[0] // 4), :, 0] > 20
+    )
+    height, width = np.ptp(rows) * heights, np.ptp(columns) * widths  # mm
+    assert heights == pytest.approx(widths)
+    assert height / width == pytest.approx(80 * aspect / 60, rel=0.1)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_legend_of_a_narrow_picture_is_whole(columns: int) -> None:
+    """What does not fit over the picture gets room beside it: no word is cut at the border."""
+    black = np.zeros((400, columns), np.float32)
+    given = explanation(mask=black, segment=black > 0)
+    rgb = np.asarray(secondary_capture.render(given, black, 1024)[0])
+    assert rgb.max() > 200, "there is text"
+    assert rgb[:, :3].max() == rgb[:, -3:].max() == 0
+
+
+def test_seg_plane_geometry() -> None:
+    with_spacing = seg(header=source(PixelSpacing=[0.143, 0.15]))
+    shared = with_spacing.SharedFunctionalGroupsSequence[0]
+    assert [float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing] == [0.143, 0.15]
+    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    assert list(orientation) == [1, 0, 0, 0, 1, 0]
+    frame = with_spacing.PerFrameFunctionalGroupsSequence[0]
+    assert list(frame.PlanePositionSequence[0].ImagePositionPatient) == [0, 0, 0]
+    assert frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber == 1
+    assert len(with_spacing.DimensionIndexSequence) == 2
+    for header in (source(), source(PixelSpacing=[0, 0]), source(ImagerPixelSpacing=[0.1, 0.1])):
+        ds = seg(header=header)
+        measures = ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        assert "PixelSpacing" not in measures
+        assert "SliceThickness" in measures
+        assert "PlaneOrientationSequence" in ds.SharedFunctionalGroupsSequence[0]
+    none = seg(header=source(PixelSpacing=[0.1, 0.1]), seg_plane_geometry=PlaneGeometry.NONE)
+    assert "PlaneOrientationSequence" not in none.SharedFunctionalGroupsSequence[0]
+    assert "FrameOfReferenceUID" not in with_spacing
+
+
+def test_fractional_is_the_mask_weight() -> None:
+    ds = read(segmentation.build_fractional(origin()))
+    assert ds.SegmentationType == "FRACTIONAL"
+    assert ds.MaximumFractionalValue == 255
+    from nemt_dicom.intake.pixel_data import CODECS
+
+    frame = CODECS[ds.file_meta.TransferSyntaxUID](
+        next(__import__("pydicom").encaps.generate_frames(ds.PixelData, number_of_frames=1))
+    )
+    assert np.array_equal(frame, np.rint(explanation().mask * 255).astype(np.uint8))
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("spacing", [None, [0.2, 0.2], [0, 0]])
+@pytest.mark.parametrize("geometry", list(PlaneGeometry))
+@pytest.mark.parametrize("frame_of_reference", [{}, {"FrameOfReferenceUID": "1.2.3.9"}], ids=len)
+def test_dciodvfy_finds_no_error(
+    tmp_path: Path, program, spacing, geometry, frame_of_reference
+) -> None:
+    header = source(PatientAge="51", StudyDate="1995.07.20", **frame_of_reference)
+    if spacing is not None:
+        header.PixelSpacing = spacing
+    built = origin(header, seg_plane_geometry=geometry)
+    assert errors_of_outputs(program("dciodvfy"), built, tmp_path) == []
+
+
+ODD_HEADERS: dict[str, dict[str, object]] = {
+    **{
+        f"body-part-{part}": {"BodyPartExamined": part}
+        for part in ("THORAX", "LUNG", "LUNGS", "CHEST PA", "CHESTLAT", "CHESTABDOMEN", "Chest")
+    },
+    "two-body-parts": {"BodyPartExamined": ["CHEST", "ABDOMEN"]},
+    "backslash": {"StudyDescription": "a\\b"},
+    "line-break": {"StudyDescription": "a\r\nb"},
+    **{
+        f"orientation-{'-'.join(value)}": {"PatientOrientation": value}
+        for value in (["L"], ["L", "F", "X"], ["LEFT", "FOOT"], ["L", "L"], ["LR", "F"])
+    },
+    **{f"sex-{sex}": {"PatientSex": sex} for sex in ("U", "X", "MALE", "m")},
+    **{f"born-{day}": {"PatientBirthDate": day} for day in ("19000230", "00010101", "1970")},
+    "dates": {"StudyDate": "20200101-20200202", "StudyTime": "10-12"},
+    "leap-second": {"StudyTime": "235960"},
+    "not-a-number": {"PatientWeight": "nan"},
+    "empty-optional": {"PatientAge": "", "IssuerOfPatientID": "", "StudyDescription": ""},
+    "empty-lossy": {
+        "LossyImageCompression": "01",
+        "LossyImageCompressionRatio": "",
+        "LossyImageCompressionMethod": "",
+    },
+    "no-request": {REQUEST: []},
+    "empty-request": with_item(REQUEST, {}),
+    "empty-in-request": with_item(
+        REQUEST, {"RequestedProcedureID": "1", "AccessionNumber": "", PROCEDURE: []}
+    ),
+    **{
+        f"code-without-{keyword}": with_item(REQUEST, {PROCEDURE: [code(**{keyword: ""})]})
+        for keyword in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
+    },
+    "code-with-context": with_item(REQUEST, {PROCEDURE: [code(ContextIdentifier="4")]}),
+    "two-codes": with_item(REQUEST, {PROCEDURE: [code(), code()]}),
+    "two-protocol-codes": with_item(REQUEST, {PROTOCOL: [code(), code()]}),
+    "half-a-reference": with_item(
+        REQUEST, with_item("ReferencedStudySequence", {"ReferencedSOPInstanceUID": "1.2.3"})
+    ),
+    "two-values-in-item": with_item(REQUEST, {"RequestedProcedureID": ["1", "2"]}),
+    "empty-issuer": with_item(ISSUER, {"LocalNamespaceEntityID": ""}),
+    "issuer": with_item(ISSUER, {"LocalNamespaceEntityID": "RIS"}),
+    "issuer-without-type": with_item(ISSUER, {"UniversalEntityID": "1.2"}),
+    "issuer-type-alone": with_item(ISSUER, {"UniversalEntityIDType": "ISO"}),
+    "two-issuers": with_item(
+        ISSUER, {"LocalNamespaceEntityID": "A"}, {"LocalNamespaceEntityID": "B"}
+    ),
+    "empty-facility": with_item(
+        "IssuerOfPatientIDQualifiersSequence", with_item("AssigningFacilitySequence", {})
+    ),
+    **{
+        f"frame-of-reference-{uid}": {"FrameOfReferenceUID": uid, "PixelSpacing": [0.2, 0.2]}
+        for uid in ("1.2.3", "0", "5.1.2", "2.999.1", "1.2.03")
+    },
+    "frame-of-reference-empty": {"FrameOfReferenceUID": ""},
+    "indicator-alone": {"PositionReferenceIndicator": "X"},
+    **{
+        f"name-{name[:12]}": {"PatientName": name, "ReferringPhysicianName": name}
+        for name in ("A" * 65, "A^B^C^D^E^F", "A^B^^^^^", "A=B=C=D", "tab\tin")
+    },
+    "instance-number": {"InstanceNumber": 99999999999},
+    **{
+        f"charset-{charset}": {"SpecificCharacterSet": charset.split("\\")}
+        for charset in ("\\ISO 2022 IR 87", "\\ISO 2022 IR 149", "", "ISO IR 100", "ISO_IR 999")
+    },
+    "charset-utf-8": {"SpecificCharacterSet": "UTF-8", "PatientName": "Müller"},
+    "charset-undeclared": {"StudyDescription": "Thorax \x96 p.a."},
+}
+
+
+@pytest.mark.servers
+@pytest.mark.filterwarnings("ignore:(Unknown encoding|Incorrect value)")
+@pytest.mark.parametrize("attributes", ODD_HEADERS.values(), ids=ODD_HEADERS)
+def test_dciodvfy_finds_no_error_whatever_the_header(tmp_path: Path, program, attributes) -> None:
+    built = origin(source(**attributes))
+    assert errors_of_outputs(program("dciodvfy"), built, tmp_path) == []
+
+
+def errors_of_outputs(validator: str, built: Origin, folder: Path) -> list[str]:
+    found = []
+    for output in (
+        segmentation.build_segmentation(built),
+        segmentation.build_fractional(built),
+        secondary_capture.build_secondary_capture(built, pixels()),
+    ):
+        file = folder / f"{output.kind}.dcm"
+        file.write_bytes(output.data)
+        found += validator_errors(validator, file)
+    return found
+
+
+def validator_errors(validator: str, file: Path) -> list[str]:
+    result = subprocess.run(
+        [validator, file], capture_output=True, text=True, errors="replace", check=False
+    )
+    report = result.stdout + result.stderr
+    assert "Segmentation" in report or "SCImage" in report, report  # it did look
+    return [line for line in report.splitlines() if line.startswith("Error")]

@@ -1,0 +1,660 @@
+"""Recognising data folders, splitting by patient, and what is refused."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+from nemt_dicom.errors import DataError
+from nemt_dicom.model.preprocess import Preprocessing
+from tests.conftest import ROOT
+from tests.trainer.synthetic_sets import (
+    HAM_CODES,
+    lesion,
+    write_csv,
+    write_csv_set,
+    write_ham,
+    write_nih,
+    write_rsna,
+)
+from trainer.data import ground_truth as truth
+from trainer.data import layouts
+from trainer.data.cases import (
+    Case,
+    Dataset,
+    describe,
+    find_cases,
+    fingerprint,
+    read_radiograph,
+)
+from trainer.data.ground_truth import read_truth
+from trainer.data.splits import is_test, is_validation
+
+PREPROCESSING = Preprocessing(size=48, low_percentile=0.5, high_percentile=99.5)
+RSNA_LABELS, NIH_LABELS = "stage_2_train_labels.csv", "Data_Entry_2017_v2020.csv"
+HAM_LABELS, MAPPING = "HAM10000_metadata.csv", "pneumonia-challenge-dataset-mappings_2018.json"
+Change = Callable[[list[dict[str, str]]], object]
+
+
+def find(*folders: Path, target: str = "pneumonia", share: float = 0.4, **options) -> Dataset:
+    return find_cases(folders, target=target, validation_share=share, **options)
+
+
+def edit(path: Path, change: Change) -> None:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    change(rows)
+    write_csv(path, rows)  # type: ignore[arg-type]
+
+
+def without(column: str) -> Change:
+    return lambda rows: [row.pop(column) for row in rows]
+
+
+def geometry(case: Case):
+    return PREPROCESSING.geometry(read_radiograph(case))
+
+
+def patients(dataset: Dataset, split: str) -> set[str]:
+    return {case.patient for case in dataset.cases if case.split == split}
+
+
+@pytest.fixture
+def rsna(tmp_path: Path) -> Path:
+    return write_rsna(tmp_path / "rsna")
+
+
+@pytest.fixture
+def nih(tmp_path: Path) -> Path:
+    return write_nih(tmp_path / "nih")
+
+
+@pytest.fixture
+def ham(tmp_path: Path) -> Path:
+    return write_ham(tmp_path / "ham")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return write_csv_set(tmp_path / "own")
+
+
+# --- layouts ---
+
+
+def test_all_auxiliary_labels_are_those_that_some_image_has(rsna: Path, nih: Path) -> None:
+    assert find(rsna, nih, auxiliary=("all",)).outputs == ("pneumonia", "abnormal", "edema")
+    assert find(nih, target="edema", auxiliary=("all",)).outputs == (
+        "edema", "abnormal", "pneumonia",
+    )  # fmt: skip
+    assert find(nih, auxiliary=("Hernia",)).outputs == ("pneumonia", "hernia")  # known to be absent
+    with pytest.raises(DataError, match="no image knows the auxiliary label gout"):
+        find(nih, auxiliary=("gout",))
+
+
+def test_layouts_are_recognised_from_their_files(rsna: Path, nih: Path, own: Path) -> None:
+    found = find(rsna, nih, own)
+    assert {case.source for case in found.cases} == {"RSNA", "NIH", "CSV"}
+    assert (found.target, found.outputs, found.exclusive) == ("pneumonia", ("pneumonia",), False)
+    assert len(found.cases) == 112
+    assert sum(case.label for case in found.cases) == 56
+    assert {case.split for case in found.cases} == {"train", "validation", "test"}
+    assert sum(row["images"] for row in describe(found.cases).values()) == 112
+
+
+def test_rsna(rsna: Path) -> None:
+    found = find(rsna)
+    assert found.notes == ()
+    case = found.cases[3]
+    assert case.path == rsna / "stage_2_train_images" / "image-3.dcm"
+    assert (case.kind, case.patient, case.label, case.class_index) == ("dicom", "3", 1, None)
+    assert patients(found, "test") == {str(i) for i in range(16, 32)}
+
+
+def test_nih(nih: Path) -> None:
+    def more(rows) -> None:
+        for i, row in enumerate(rows):
+            row |= {"Patient Age": ("58", "414")[i % 2], "Patient Gender": "FM"[i % 2]}
+
+    edit(nih / NIH_LABELS, more)
+    first, second = find(nih).cases[:2]
+    assert (first.kind, first.patient, first.label, first.view) == ("picture", "100", 0, "PA")
+    assert (first.sex, first.age) == ("F", 58)
+    assert (second.sex, second.age, second.label) == ("M", None, 1)
+    assert [c.label for c in find(nih, target="Edema").cases] == [i % 2 for i in range(32)]
+
+
+def test_nih_images_in_numbered_folders(nih: Path) -> None:
+    """As NIH publishes them: images_001/images/... to images_012."""
+    for number in (1, 2):
+        (nih / f"images_00{number}" / "images").mkdir(parents=True)
+    for i, path in enumerate(sorted((nih / "images").iterdir())):
+        path.rename(nih / f"images_00{1 + i % 2}" / "images" / path.name)
+    (nih / "images").rmdir()
+    assert {case.path.parent.parent.name for case in find(nih).cases} == {
+        "images_001", "images_002",
+    }  # fmt: skip
+
+
+def test_nih_own_lists_give_the_split(nih: Path) -> None:
+    edit(nih / NIH_LABELS, without("split"))
+    names = [f"{i:08d}_000.png" for i in range(32)]
+    (nih / "train_val_list.txt").write_text("\n".join(names[8:]), encoding="utf-8")
+    (nih / "test_list.txt").write_text("\n".join(names[:8]), encoding="utf-8")
+    assert patients(find(nih), "test") == {str(100 + i) for i in range(8)}
+
+
+@pytest.mark.parametrize("target", ["mel", "Melanoma"])
+def test_ham(ham: Path, target: str) -> None:
+    found = find(ham, target=target)
+    assert (found.target, found.exclusive) == ("melanoma", True)
+    assert found.outputs == (
+        "actinic keratosis", "basal cell carcinoma", "benign keratosis", "dermatofibroma",
+        "melanoma", "nevus", "vascular lesion",
+    )  # fmt: skip
+    assert [case.class_index for case in found.cases[:8]] == [0, 1, 2, 3, 4, 5, 6, 0]
+    assert [case.label for case in found.cases[:8]] == [0, 0, 0, 0, 1, 0, 0, 0]
+    case = found.cases[1]
+    assert (case.kind, case.patient) == ("photograph", "HAM_0000001")
+    assert (case.sex, case.age) == ("M", 21)
+    assert found.cases[0].age is None
+    assert found.cases[2].sex == ""
+
+
+@pytest.mark.parametrize("code", HAM_CODES)
+def test_every_class_of_ham_can_be_the_target(ham: Path, code: str) -> None:
+    cases = find(ham, target=code, share=0.3).cases
+    assert [i % 7 for i, case in enumerate(cases) if case.label] == [HAM_CODES.index(code)] * 10
+
+
+def test_csv_from_its_folder_or_by_itself(own: Path) -> None:
+    found = find(own, target="Pleural_Effusion")
+    assert found.target == "pleural effusion"
+    assert {case.kind for case in found.cases} == {"dicom", "picture"}
+    assert found.cases[5].path == own / "files" / "5.png"
+    assert found.cases[5].patient == "P2"
+    (own / "labels.csv").rename(own / "mine.csv")
+    assert find(own / "mine.csv", target="pleural effusion").cases == found.cases
+
+
+def test_csv_as_a_spreadsheet_writes_it(own: Path) -> None:
+    text = (own / "labels.csv").read_text("utf-8")
+    (own / "labels.csv").write_text("\ufeff" + text.replace(",P", ", P"), encoding="utf-8")
+    assert find(own).cases[0].patient == "P0"
+
+
+def test_csv_of_photographs(tmp_path: Path) -> None:
+    found = find(write_csv_set(tmp_path / "own", kind="photograph"), target="melanoma")
+    assert {case.kind for case in found.cases} == {"photograph"}
+    assert (found.outputs, found.exclusive) == (("melanoma",), False)
+    assert read_radiograph(found.cases[0]).pixels.shape == (60, 80, 3)
+
+
+def test_a_known_table_can_be_given_itself(nih: Path) -> None:
+    assert find(nih / NIH_LABELS).cases == find(nih).cases
+
+
+# --- splits ---
+
+
+def test_validation_is_a_stable_share_of_training_patients(rsna: Path, nih: Path) -> None:
+    together = {case.path: case.split for case in find(rsna, nih).cases}
+    alone = {case.path: case.split for case in find(nih).cases}
+    assert all(together[path] == split for path, split in alone.items())
+    everyone = [str(patient) for patient in range(20000)]
+    validation = np.array([is_validation(patient, 0.15) for patient in everyone])
+    test = np.array([is_test(patient) for patient in everyone])
+    assert validation.mean() == pytest.approx(0.15, abs=0.01)
+    assert test.mean() == pytest.approx(0.2, abs=0.01)
+    assert (validation & test).mean() == pytest.approx(0.03, abs=0.005)
+
+
+def test_patients_without_a_split_are_placed_by_a_stable_hash(own: Path) -> None:
+    found = find(own)
+    assert patients(found, "test") == {p for p in (f"P{i}" for i in range(24)) if is_test(p)}
+    assert any("20% are test patients" in note for note in found.notes)
+    assert not patients(found, "test") & patients(found, "train")
+
+
+def test_a_patient_without_a_split_follows_another_table(nih: Path, tmp_path: Path) -> None:
+    """RSNA as it is published has no splits; NIH's table places the same patients."""
+    rsna = write_rsna(tmp_path / "rsna", first_patient=100)
+    (rsna / "splits.csv").unlink()
+    write_mapping(rsna, {f"image-{i}": f"{100 + i:08d}_009.png" for i in range(32)})
+    splits = {case.patient: case.split for case in find(nih).cases}
+    for case in find(nih, rsna).cases:
+        assert case.split == splits[case.patient]
+
+
+def test_a_validation_split_of_the_table_is_kept(own: Path) -> None:
+    def place(rows) -> None:
+        for i, row in enumerate(rows):
+            row["split"] = ("train", "validation", "test")[i // 2 % 3]
+
+    edit(own / "labels.csv", place)
+    cases = find(own, share=0.9).cases
+    assert [case.split for case in cases[:8:2]] == ["train", "validation", "test", "train"]
+
+
+def test_all_images_of_a_patient_share_a_split(nih: Path) -> None:
+    def one_patient(rows) -> None:
+        for row in rows[:6]:
+            row["Patient ID"] = "7"
+
+    edit(nih / NIH_LABELS, one_patient)
+    assert len({case.split for case in find(nih).cases if case.patient == "7"}) == 1
+
+
+def test_a_patient_in_two_splits_is_an_error_across_folders(tmp_path: Path) -> None:
+    rsna = write_rsna(tmp_path / "rsna", first_patient=0)
+    nih = write_nih(tmp_path / "nih", first_patient=31)  # RSNA's last, a test patient
+    with pytest.raises(DataError, match=r"1 patients .* patient 31 in train and test for one"):
+        find(rsna, nih)
+
+
+def test_fingerprint_follows_labels_splits_and_classes(ham: Path) -> None:
+    cases = find(ham, target="mel").cases
+    for change in ({"label": 1}, {"split": "test"}, {"class_index": 3}):
+        changed = (replace(cases[0], **change), *cases[1:])
+        assert fingerprint(cases) == fingerprint(cases[::-1]) != fingerprint(changed)
+
+
+# --- RSNA's labels win over NIH's ---
+
+
+def write_mapping(rsna: Path, images: dict[str, str]) -> None:
+    entries = [{"subset_img_id": k, "img_id": v, "orig_labels": []} for k, v in images.items()]
+    (rsna / MAPPING).write_text(json.dumps(entries), encoding="utf-8")
+
+
+def test_rsna_patients_from_the_published_mapping(rsna: Path) -> None:
+    (rsna / "splits.csv").unlink()
+    write_mapping(rsna, {f"image-{i}": f"{i // 2:08d}_{i:03d}.png" for i in range(32)})
+    cases = find(rsna).cases
+    assert [case.patient for case in cases[:4]] == ["0", "0", "1", "1"]
+
+
+def test_rsna_without_any_patients(rsna: Path, nih: Path) -> None:
+    (rsna / "splits.csv").unlink()
+    assert find(rsna).cases[5].patient == "image-5"
+    with pytest.raises(DataError, match=r"needs RSNA's mapping file \(pneumonia-challenge"):
+        find(rsna, nih)
+
+
+@pytest.mark.parametrize("known_from", ["mapping", "column"])
+def test_where_rsna_has_an_image_nihs_row_is_dropped(
+    tmp_path: Path, nih: Path, known_from: str
+) -> None:
+    rsna = write_rsna(tmp_path / "rsna", first_patient=200)
+    names = {f"image-{i}": f"{i:08d}_000.png" for i in range(32)}
+    shared = [names["image-0"], names["image-1"], names["image-2"]]
+    if known_from == "mapping":
+        write_mapping(rsna, {k: v if v in shared else "00000300_000.png" for k, v in names.items()})
+    else:
+
+        def add(rows) -> None:
+            for row in rows:
+                name = names[row["patientId"]]
+                row.update(nih_image=name if name in shared else "")
+
+        edit(rsna / "splits.csv", add)
+    found = find(nih, rsna)
+    assert len(found.cases) == 61
+    assert not {c.path.name for c in found.cases if c.source == "NIH"} & set(shared)
+    assert found.notes == ("3 NIH images are left out: RSNA has labels of radiologists for them",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a list of subset_img_id and img_id"),
+        ('[{"subset_img_id": "image-0"}]', "not a list of subset_img_id and img_id"),
+        ('[{"subset_img_id": "image-0", "img_id": "x.png"}]', "'x.png' is no file name of NIH"),
+        ('[{"subset_img_id": "image-0", "img_id": "00000001_000.png"}]', "lacks 31 images"),
+    ],
+)
+def test_mapping_that_cannot_be_used(rsna: Path, content: str, message: str) -> None:
+    (rsna / MAPPING).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        find(rsna)
+
+
+# --- truth ---
+
+
+def test_boxes_are_read_in_the_model_frame_and_only_for_positives(rsna: Path) -> None:
+    negative, positive = find(rsna).cases[:2]
+    assert read_truth(negative, geometry(negative)) is None
+    region = read_truth(positive, geometry(positive))
+    assert region is not None
+    expected = np.zeros((48, 48), bool)
+    expected[15:33, 10:25] = True  # half of y 30 to 66, x 20 to 50
+    assert np.array_equal(region, expected)
+
+
+def test_two_boxes_are_united(rsna: Path) -> None:
+    edit(rsna / RSNA_LABELS, lambda rows: rows.append(rows[1] | {"x": "60.0", "width": "20.0"}))
+    case = find(rsna).cases[1]
+    region = read_truth(case, geometry(case))
+    assert region is not None
+    assert region[20].nonzero()[0].tolist() == [*range(10, 25), *range(30, 40)]
+
+
+def test_the_table_of_boxes_is_read_once_and_again_when_it_changes(
+    rsna: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = find(rsna).cases
+    frame, reads = geometry(cases[1]), []
+    read = layouts.read_boxes
+    monkeypatch.setattr(truth, "read_boxes", lambda table: reads.append(table) or read(table))
+    for case in cases:
+        read_truth(case, frame)
+    assert len(reads) == 1
+    edit(rsna / RSNA_LABELS, lambda rows: rows[1].update(width="90.0"))
+    with pytest.raises(DataError, match="outside the image"):
+        read_truth(cases[1], frame)
+
+
+def test_lesion_masks_are_read_whatever_the_class(ham: Path) -> None:
+    for i, case in enumerate(find(ham, target="mel").cases[:7]):
+        region = read_truth(case, geometry(case))
+        assert region is not None
+        assert region.shape == (48, 48)
+        assert region.sum() * (80 / 48) ** 2 == pytest.approx(lesion(i, HAM_CODES[i])[1].sum(), 0.1)
+        # a lesion is not the colour of skin
+        tensor, _ = PREPROCESSING(read_radiograph(case))
+        outside = ~region & geometry(case).inside()
+        gap = np.abs(tensor[:, region].mean(axis=1) - tensor[:, outside].mean(axis=1)).max()
+        assert gap > 0.1
+
+
+def test_a_lesion_that_touches_the_border_ends_there(ham: Path) -> None:
+    case = find(ham, target="mel").cases[0]
+    path = ham / "masks" / f"{case.path.stem}_segmentation.png"
+    Image.new("L", (80, 60), 255).save(path)
+    frame = geometry(case)
+    region = read_truth(case, frame)
+    assert region is not None
+    assert not frame.inside().all()
+    assert np.array_equal(region, frame.inside())
+
+
+def test_lesion_masks_that_lack_or_do_not_fit(ham: Path) -> None:
+    first, second, third = find(ham, target="mel").cases[:3]
+    (ham / "masks" / f"{first.path.stem}_segmentation.png").unlink()
+    assert read_truth(first, geometry(first)) is None
+    Image.new("L", (80, 61)).save(ham / "masks" / f"{second.path.stem}_segmentation.png")
+    with pytest.raises(DataError, match="the mask is 80 x 61, its image 80 x 60"):
+        read_truth(second, geometry(second))
+    (ham / "masks" / f"{third.path.stem}_segmentation.png").write_bytes(b"no PNG")
+    with pytest.raises(DataError, match="cannot be read as a mask"):
+        read_truth(third, geometry(third))
+
+
+def test_no_truth_without_boxes_and_masks(nih: Path) -> None:
+    case = find(nih).cases[1]
+    assert read_truth(case, geometry(case)) is None
+
+
+def test_the_trainer_proper_cannot_reach_the_truth() -> None:
+    paths = (ROOT / "trainer").rglob("*.py")
+    texts = {path.name: path.read_text("utf-8") for path in paths}
+    assert {n for n, text in texts.items() if "read_truth" in text} == {"ground_truth.py"}
+    reading = {n for n, text in texts.items() if "read_boxes" in text}
+    assert reading == {"ground_truth.py", "layouts.py"}
+    reaching = {n for n, text in texts.items() if re.search(r"from \S*\bground_truth import", text)}
+    assert reaching == {"ablation.py", "evaluate.py", "plan.py", "run.py"}
+
+
+# --- what is refused ---
+
+
+def test_unknown_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no labels that are recognised: .*RSNA.*NIH.*HAM10000"):
+        find(tmp_path)
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        find(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no --data folder"):
+        find()
+
+
+def test_same_data_twice(nih: Path, own: Path) -> None:
+    with pytest.raises(DataError, match="given twice"):
+        find(nih, nih / ".." / nih.name)
+    with pytest.raises(DataError, match="given twice"):
+        find(own, own / "labels.csv")
+    (own / "copy.csv").write_bytes((own / "labels.csv").read_bytes())
+    with pytest.raises(DataError, match=r"48 images are named twice: .*\.\.\."):
+        find(own, own / "copy.csv")
+
+
+def test_an_image_named_twice_by_a_link(own: Path) -> None:
+    table = own / "labels.csv"
+    first = next(csv.DictReader(table.read_text("utf-8").splitlines()))
+    (own / "link.png").symlink_to(own / first["path"])
+    row = ",".join({**first, "path": "link.png"}.values())
+    table.write_text(table.read_text("utf-8").rstrip() + f"\n{row}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="1 images are named twice"):
+        find(own)
+
+
+def test_a_file_named_by_a_uid_is_dicom(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label,patient_id\n1.2.840.113619.2,1,a\nb.png,0,b\n", encoding="utf-8")
+    kinds = [image.kind for image, _ in layouts.read_listing(table, "sick").images]
+    assert kinds == ["dicom", "picture"]
+
+
+def test_missing_images(nih: Path) -> None:
+    for i in range(2, 7):
+        (nih / "images" / f"{i:08d}_000.png").unlink()
+    expected = (
+        r"5 of 32 images .* missing: .*2_000\.png, .*3_000\.png, .*4_000\.png, \.\.\.; --skip"
+    )
+    with pytest.raises(DataError, match=expected):
+        find(nih)
+    found = find(nih, skip_bad=True)
+    assert len(found.cases) == 27
+    assert found.notes[0] == "5 missing images are left out"
+
+
+def test_target_that_a_layout_does_not_have(nih: Path, rsna: Path, ham: Path) -> None:
+    with pytest.raises(DataError, match=r"'melanoma' is no NIH label; these are: .*pneumonia"):
+        find(nih, target="mel")
+    with pytest.raises(DataError, match="labels for 'pneumonia' only, not 'edema'"):
+        find(rsna, target="edema")
+    with pytest.raises(DataError, match=r"'pneumonia' is no class of HAM10000; .*melanoma"):
+        find(ham)
+
+
+def test_target_that_no_row_has(nih: Path) -> None:
+    with pytest.raises(DataError, match="none of the 32 images is labelled 'hernia'"):
+        find(nih, target="hernia")
+
+
+def test_split_that_lacks_a_label(nih: Path) -> None:
+    with pytest.raises(DataError, match="validation split has no image with 'pneumonia', of 0"):
+        find(nih, share=0.0)
+
+    def all_positive(rows) -> None:
+        for row in rows[24:]:
+            row["Finding Labels"] = "Pneumonia"
+
+    edit(nih / NIH_LABELS, all_positive)
+    with pytest.raises(DataError, match="test split has no image without 'pneumonia', of 8"):
+        find(nih)
+
+
+def test_photographs_and_radiographs_do_not_mix(tmp_path: Path, own: Path, ham: Path) -> None:
+    photographs = write_csv_set(tmp_path / "photographs", kind="photograph")
+    with pytest.raises(DataError, match=r"photographs \(.*photo.*\) and radiographs \(.*own.*\)"):
+        find(own, photographs, target="melanoma")
+    with pytest.raises(DataError, match="classes exclude each other"):
+        find(ham, photographs, target="melanoma")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("splits.csv", lambda rows: rows.append(rows[0]), "image-0 stands there twice"),
+        ("splits.csv", lambda rows: rows.pop(), r"splits\.csv lacks 1 images: image-31"),
+        ("splits.csv", lambda rows: rows[0].update(split="dev"), "allowed: train, validation, tes"),
+        ("splits.csv", lambda rows: rows[0].update(nih_patient_id="x"), "patient is 'x', not a n"),
+        (RSNA_LABELS, lambda rows: rows[0].update(Target="2"), "Target is '2', not 0 or 1"),
+        (RSNA_LABELS, lambda rows: rows.append(rows[0] | {"Target": "1"}), "has both labels"),
+        (RSNA_LABELS, without("Target"), "lacks the column 'Target'; it has patientId, x, y"),
+    ],
+)
+def test_contradictions_in_rsna_tables(rsna: Path, file: str, change, message: str) -> None:
+    edit(rsna / file, change)
+    with pytest.raises(DataError, match=message):
+        find(rsna)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.append(rows[0]), "stands there twice"),
+        (lambda rows: rows[0].update({"Patient ID": ""}), "NIH patient is '', not a number"),
+        (lambda rows: rows[0].update({"Finding Labels": "Edema|Flu"}), "unknown finding 'Flu'"),
+        (lambda rows: rows[0].update({"Finding Labels": ""}), "unknown finding ''"),
+        (without("Finding Labels"), "lacks the column 'Finding Labels'"),
+    ],
+)
+def test_contradictions_in_nih_tables(nih: Path, change, message: str) -> None:
+    edit(nih / NIH_LABELS, change)
+    with pytest.raises(DataError, match=message):
+        find(nih)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.append(rows[0]), "stands there twice"),
+        (lambda rows: rows[0].update(dx="scc"), "has dx 'scc'; allowed: akiec, bcc"),
+        (lambda rows: rows[0].update(lesion_id=""), "has no lesion_id"),
+        (lambda rows: rows[0].update(image_id=""), "a row has no image_id"),
+        (without("dx"), "lacks the column 'dx'"),
+    ],
+)
+def test_contradictions_in_ham_tables(ham: Path, change, message: str) -> None:
+    edit(ham / HAM_LABELS, change)
+    with pytest.raises(DataError, match=message):
+        find(ham, target="mel")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.append(rows[0]), "stands there twice"),
+        (lambda rows: rows[0].update(label="yes"), "label is 'yes', not 0 or 1"),
+        (lambda rows: rows[0].update(patient_id=""), "has no patient_id"),
+        (lambda rows: [row.update(kind="film") for row in rows], "allowed: radiograph, photograph"),
+        (lambda rows: [row.update(kind="photograph") for row in rows], "is a DICOM file, not a ph"),
+        (without("path"), "lacks the column 'path'"),
+    ],
+)
+def test_contradictions_in_csv_tables(own: Path, change, message: str) -> None:
+    edit(own / "labels.csv", change)
+    with pytest.raises(DataError, match=message):
+        find(own)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"path,label,patient_id\n", "is empty"),
+        (b"path,label,patient_id,label\na,1,b,0\n", "names the column 'label' twice"),
+        (b"path;label;patient_id\na;1;b\n", "lacks the column 'path'; it has path;label"),
+        (b"path,label,patient_id\na,1,b,c\n", "more values than there are columns"),
+        (b"path,label,patient_id\na\n", "a has no patient_id"),
+        (b"path,label,patient_id\n\xff,1,b\n", "cannot be read"),
+    ],
+)
+def test_tables_that_are_none(own: Path, content: bytes, message: str) -> None:
+    (own / "labels.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        find(own)
+
+
+def test_unreadable_and_refused_images_name_the_reason(rsna: Path) -> None:
+    path = rsna / "stage_2_train_images" / "image-2.dcm"
+    case = find(rsna).cases[2]
+    ds = pydicom.dcmread(path)
+    ds.BodyPartExamined = "KNEE"
+    ds.save_as(path)
+    with pytest.raises(DataError, match="not_chest"):
+        read_radiograph(case)
+    path.write_bytes(b"not DICOM")
+    with pytest.raises(DataError, match=r"image-2\.dcm: cannot be read as a radiograph"):
+        read_radiograph(case)
+
+
+@pytest.mark.parametrize("change", [{"width": "90.0"}, {"y": "-1.0"}, {"height": "0.0"}])
+def test_box_outside_the_image(rsna: Path, change: dict[str, str]) -> None:
+    edit(rsna / RSNA_LABELS, lambda rows: rows[1].update(change))
+    case = find(rsna).cases[1]
+    with pytest.raises(DataError, match="outside the image"):
+        read_truth(case, geometry(case))
+
+
+def test_box_without_numbers(rsna: Path) -> None:
+    edit(rsna / RSNA_LABELS, lambda rows: rows[1].update(width=""))
+    case = find(rsna).cases[1]
+    with pytest.raises(DataError, match="image-1 has a box without numbers"):
+        read_truth(case, geometry(case))
+
+
+# --- the real sets ---
+
+
+def require_disjoint(found: Dataset) -> None:
+    train, validation, test = (patients(found, s) for s in ("train", "validation", "test"))
+    assert not train & test
+    assert not train & validation
+    assert not validation & test
+
+
+@pytest.mark.realdata
+def test_the_real_radiographs(real_data: Path) -> None:
+    found = find(real_data / "nih-mini", real_data / "rsna-mini", share=0.15)
+    assert len(found.cases) == 891
+    assert [note.partition(" ")[2][:52] for note in found.notes] == [
+        "patients are in NIH's data and in RSNA's, and which "
+    ]
+    assert sum(case.split == "test" for case in found.cases) == 117
+    require_disjoint(found)
+    boxed = [case for case in found.cases if case.source == "RSNA" and case.label]
+    assert len(boxed) == 89
+    for case in boxed[::10]:
+        region = read_truth(case, geometry(case))
+        assert region is not None
+        assert 0.005 < region.mean() < 0.6
+    nih = [case for case in found.cases if case.source == "NIH"]
+    assert all(case.view in {"AP", "PA"} and case.sex and case.age is not None for case in nih)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("target", ["melanoma", "nevus", "vascular lesion"])
+def test_the_real_photographs(real_data: Path, target: str) -> None:
+    found = find(real_data / "ham10000-mini", target=target, share=0.15)
+    assert len(found.cases) == 1080
+    assert sum(case.split == "test" for case in found.cases) == 216
+    assert {case.class_index for case in found.cases} == set(range(7))
+    require_disjoint(found)
+    darker = []
+    for case in found.cases[::20]:
+        tensor, frame = PREPROCESSING(read_radiograph(case))
+        region = read_truth(case, frame)
+        assert region is not None
+        skin = frame.inside() & ~region
+        darker.append(tensor[:, region].mean() < tensor[:, skin].mean())
+    assert np.mean(darker) > 0.8

@@ -1,0 +1,1 @@
+"""Labelled data: tables, layouts, splits, cases, and examples through the cache."""

@@ -1,0 +1,1 @@
+"""Evaluation of a bundle: attribution methods, scores, tests of the mask."""

@@ -1,0 +1,154 @@
+"""Does a map hold still where nothing changed, and is it silent where there is nothing to say?"""
+
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from nemt_dicom.model.bundle import Manifest
+from nemt_dicom.model.network import ExplainedNetwork
+
+from ..arrays import Images, Maps, Regions
+from ..progress import Progress
+from ..training.explanation_stage import soft_masks
+from ..training.thresholds import falls
+from .methods import NEMT, Method
+from .metrics import min_max, overlap, relevance_mass, relevance_rank
+from .scores import average, figure
+
+NOISE = 0.02
+"""Standard deviation of the noise, of grey values in [0, 1]."""
+WINDOW = 0.9
+"""Width of the narrower window, of the image's own."""
+QUALITY = 75
+"""Of the JPEG compression."""
+TILE = 32
+"""Side in pixels of the tiles that a scrambled image is made of."""
+SEED = 0
+
+
+def _noise(images: Images) -> Images:
+    noise = np.random.default_rng(SEED).normal(0, NOISE, images.shape).astype(np.float32)
+    found: Images = np.clip(images + noise, 0, 1)
+    return found
+
+
+def _shift(images: Images) -> Images:
+    moved: Images = np.roll(images, (1, 1), axis=(-2, -1))
+    moved[..., 0, :], moved[..., :, 0] = moved[..., 1, :], moved[..., :, 1]
+    return moved
+
+
+def _window(images: Images) -> Images:
+    found: Images = np.clip((images - 0.5) / WINDOW + 0.5, 0, 1).astype(np.float32)
+    return found
+
+
+def _recompress(images: Images) -> Images:
+    return np.stack([_jpeg(image) for image in images])
+
+
+def _jpeg(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    stored = np.rint(image * 255).astype(np.uint8)
+    picture = Image.fromarray(stored[0] if len(stored) == 1 else stored.transpose(1, 2, 0))
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY)
+    read = np.asarray(Image.open(file), np.float32) / np.float32(255)
+    return read[None] if read.ndim == 2 else read.transpose(2, 0, 1)
+
+
+CHANGES: dict[str, Callable[[Images], Images]] = {
+    f"noise of {NOISE:g}": _noise,
+    "moved by a pixel": _shift,
+    f"window of {WINDOW:.0%}": _window,
+    f"JPEG of quality {QUALITY}": _recompress,
+}
+"""What ought to change nothing. Images (N, C, S, S) in [0, 1] in and out."""
+
+
+def stability(
+    network: ExplainedNetwork,
+    methods: Mapping[str, Method],
+    images: Images,
+    truth: Regions | None,
+    threshold: float,
+    patients: Sequence[str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """For each method and change: overlap (IoU) of the segments before and after, and how far mass
+    and rank move (mean of the absolute differences), each with its interval.
+    """
+    progress.stage("stability", len(CHANGES) * len(methods))
+    found: dict[str, Any] = {}
+    for key, method in methods.items():
+        before = method.maps(network, images)
+        found[key] = {}
+        for name, change in CHANGES.items():
+            after = method.maps(network, change(images))
+            if change is _shift:
+                after = np.roll(after, (-1, -1), axis=(-2, -1))
+            segments = (_segments(key, maps, threshold) for maps in (before, after))
+            row = {"iou": figure(average(overlap(*segments)), patients)}
+            if truth is not None:
+                row |= _moved(before, after, truth, patients)
+            found[key][name] = row
+            progress.step(f"{method.name}, {name}")
+    return found
+
+
+def _segments(key: str, maps: Maps, threshold: float) -> list[NDArray[np.bool_]]:
+    return [(m if key == NEMT else min_max(m)) >= threshold for m in maps]
+
+
+def _moved(before: Maps, after: Maps, truth: Regions, patients: Sequence[str]) -> dict[str, Any]:
+    row = {}
+    for name, score in (("relevance_mass", relevance_mass), ("relevance_rank", relevance_rank)):
+        first, second = (np.diag(score(list(maps), list(truth))) for maps in (before, after))
+        row[name] = figure(average(np.abs(second - first)), patients)
+    return row
+
+
+def scrambled(images: Images) -> Images:
+    """The images' tiles in a random order: the same grey values, and nothing that is a chest."""
+    generator = np.random.default_rng(SEED)
+    count, channels, side = images.shape[:3]
+    n = side // TILE
+    tiles = images[..., : n * TILE, : n * TILE].reshape(count, channels, n, TILE, n, TILE)
+    tiles = tiles.transpose(0, 2, 4, 1, 3, 5).reshape(count, n * n, channels, TILE, TILE)
+    mixed = np.stack([image[generator.permutation(n * n)] for image in tiles])
+    whole = mixed.reshape(count, n, n, channels, TILE, TILE).transpose(0, 3, 1, 4, 2, 5)
+    rest = side - n * TILE
+    joined = whole.reshape(count, channels, n * TILE, n * TILE)
+    return np.pad(joined, ((0, 0), (0, 0), (0, rest), (0, rest)), mode="edge").astype(np.float32)
+
+
+@torch.inference_mode()
+def answers(
+    network: ExplainedNetwork, manifest: Manifest, images: Images, patients: Sequence[str]
+) -> dict[str, Any]:
+    """What a bundle says of images, JSON-able: p, the mask's area, and what would be drawn.
+
+    fall: of p when the segment is occluded, of the images that have one. drawn: the share of which
+    a segment would be shown, by the three thresholds of the bundle, in the model's frame.
+    """
+    probability, masks = soft_masks(network, images)
+    found = {"area": figure(average(masks.mean(axis=(1, 2))), patients)}
+    if network.architecture.explains != "target":
+        return found
+    segments = masks >= manifest.mask_threshold
+    there = np.flatnonzero(segments.any(axis=(1, 2)))
+    fall = np.full(len(images), np.nan)
+    if len(there):
+        fall[there] = falls(
+            network, images[there], probability[there], segments[there], manifest.fill
+        )
+    drawn = (probability >= manifest.decision_threshold) & (fall > manifest.evidence_margin)
+    found["probability"] = figure(average(probability), patients)
+    found["drawn"] = figure(average(drawn), patients)
+    if len(there):
+        found["fall"] = figure(average(fall[there]), [patients[i] for i in there.tolist()])
+    return found

@@ -1,0 +1,150 @@
+"""Where a bundle comes from: its manifest's account of data, recipe, code and machine."""
+
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemt_dicom import __version__
+from nemt_dicom.model.network import ExplainedNetwork
+
+from .data.cases import Dataset, describe, fingerprint
+from .seen_patients import record_of_seen
+from .training.classifier import CLASSIFIER
+from .training.recipe import Places, TrainingConfig
+from .training.target_model import file_digest
+from .training.thresholds import Thresholds
+
+
+def describe_bundle(
+    dataset: Dataset,
+    config: TrainingConfig,
+    places: Places,
+    network: ExplainedNetwork,
+    thresholds: Thresholds,
+) -> dict[str, Any]:
+    """The manifest without what `bundle.save` adds; no folder of this machine stands in it."""
+    architecture = network.architecture
+    kinds = {case.kind for case in dataset.cases if case.split == "train"}
+    return {
+        "name": architecture.target,
+        "version": __version__,
+        "target": architecture.target,
+        "source_kinds": sorted(kinds),
+        "decision_threshold": thresholds.decision_threshold,
+        "mask_threshold": thresholds.mask_threshold,
+        "evidence_margin": thresholds.evidence_margin,
+        "fill": config.served_fill,
+        "preprocessing": config.preprocessing.to_manifest(),
+        "training": {
+            "recipe": config.to_manifest(),
+            "target_model_file": file_digest(places.target_model),
+            "target_model_bundle": trained_by(places),
+            "initial_weights_file": file_digest(places.initial_weights),
+            "thresholds": thresholds.found,
+            "libraries": libraries(),
+            "parameters": {
+                "target_model": _count(network.target_model),
+                "explanation_module": _count(network.explanation_module),
+            },
+        },
+        "data": {
+            "sources": sorted({case.source for case in dataset.cases}),
+            "label": dataset.target,
+            "splits": describe(dataset.cases),
+            "fingerprint": fingerprint(dataset.cases),
+            "notes": list(dataset.notes),
+            "seen": record_of_seen(dataset.cases, places),
+        },
+        "metrics": {},
+    }
+
+
+def libraries() -> dict[str, str]:
+    """The versions that decide a run's bits, beside this one's."""
+    return {name: version(name) for name in ("torch", "timm", "prodigyopt")}
+
+
+def trained_by(places: Places) -> dict[str, Any] | None:
+    """Which bundle trained what is taken of another one, and how that says it did."""
+    bundle = places.bundle
+    if not bundle:
+        return None
+    manifest, training = bundle.manifest, bundle.manifest.training
+    as_they_are = (
+        "code", "device", "target_model_file", "target_model_bundle", "initial_weights_file"
+    )  # fmt: skip
+    found = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "digest": bundle.digest,
+        "data": manifest.data.get("fingerprint"),
+        "epochs": training.get("epochs", []),
+        **{key: training.get(key) for key in as_they_are},
+    }
+    if taken := training.get("target_model_bundle"):
+        if not places.keep_module:
+            found = start_of(taken)
+        elif taken["module_kept"]:
+            found = taken  # for the one named trained nothing
+    epochs = [e for e in found["epochs"] if places.keep_module or e[0] == CLASSIFIER]
+    return found | {"module_kept": places.keep_module, "epochs": epochs}
+
+
+def start_of(training: dict[str, Any]) -> dict[str, Any]:
+    """The account of the run that trained a bundle's target model, or that was given its file."""
+    return [training, *taken_from(training)][-1]
+
+
+def taken_from(training: dict[str, Any]) -> list[dict[str, Any]]:
+    """The accounts of all bundles whose work a bundle holds, the latest first."""
+    found = []
+    while taken := training.get("target_model_bundle"):
+        found.append(taken)
+        training = taken
+    return found
+
+
+def code_state() -> dict[str, Any]:
+    """Which code trains: release, commit, whether it was changed since, digest of the sources."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    sources = hashlib.sha256()
+    for path in sorted([*root.glob("trainer/**/*.py"), *root.glob("nemt_dicom/**/*.py")]):
+        sources.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    changes = git("status", "--porcelain", "--", "trainer/*.py", "nemt_dicom/*.py")
+    return {
+        "version": __version__,
+        "commit": git("rev-parse", "--verify", "HEAD") or "unknown",
+        "dirty": None if changes is None else bool(changes),
+        "sources": sources.hexdigest(),
+    }
+
+
+def device_name(device: str, threads: int) -> str:
+    """The processor as people name it."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
+    return f"{model or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

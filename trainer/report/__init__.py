@@ -1,0 +1,1 @@
+"""Reports for people: tables, charts, HTML, the model card."""

@@ -1,0 +1,296 @@
+"""The stage that trains the explanation module on a frozen target model."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nemt_dicom.errors import TrainingError
+from nemt_dicom.model.network import ExplainedNetwork
+
+from ..data.examples import Examples
+from ..evaluation.metrics import Probability, faithfulness
+from .agreement import SQUARE_NUMBERS
+from .augment import add_noise, augment, smoothing_kernels
+from .checkpoint import Weights
+from .classifier import probabilities
+from .draws import Draws, balanced, shuffled
+from .loop import Batch, Losses
+from .objectives import (
+    Deletion,
+    Literal,
+    Objective,
+    Randomness,
+    Representation,
+    Terms,
+    TrainingFill,
+    expected,
+    respond,
+)
+from .optimisers import prodigy
+from .recipe import TrainingConfig
+
+JUDGED = 64
+"""Validation positives, at most, whose masks' faithfulness is measured after an epoch."""
+
+SMALLEST_AREA, LARGEST_AREA = 1e-3, 0.9
+"""Mean mask area on validation positives outside which a run has collapsed."""
+
+
+def objective_of(config: TrainingConfig, scale: float) -> Objective:
+    """The objective that a recipe names; scale: of the response, see `Deletion`."""
+    if config.objective == "nem-u":
+        return Representation(
+            area_weight=config.area_weight, binary_weight=config.binary_weight, fill=config.fill
+        )
+    if config.objective == "literal":
+        return Literal(area_weight=config.area_weight, fill=config.fill, response=config.response)
+    return Deletion(
+        area_weight=config.area_weight,
+        fill=config.fill,
+        response=config.response,
+        exponent=config.exponent,
+        fall_only=config.fall_only,
+        preservation=config.preservation,
+        agreement=config.agreement,
+        scale=scale,
+    )
+
+
+@torch.inference_mode()
+def mean_response(network: ExplainedNetwork, train: Examples, config: TrainingConfig) -> float:
+    """Mean size of the response of up to 256 training positives, spread over all of them."""
+    device = next(network.parameters()).device
+    positive = np.flatnonzero(train.labels > 0.5)
+    chosen = positive[np.linspace(0, len(positive) - 1, min(256, len(positive))).astype(int)]
+    found = [
+        respond(network.log_odds(network.logits(images.to(device))), config.response)
+        for images in torch.split(torch.from_numpy(train.take(chosen)), 32)
+    ]
+    mean = float(torch.cat(found).abs().mean())
+    if not mean > 1e-3:
+        raise TrainingError(
+            f"the target model's response on training positives is {mean:.4f}: it does not know "
+            "the target, so that there is nothing to explain"
+        )
+    return mean
+
+
+class ExplanationStage:
+    """See `train.Stage`. collapse_ends: whether a mask of nothing or everything ends the run."""
+
+    name = "explanation module"
+    advice = "try a smaller --area-weight, or --response probability"
+
+    def __init__(
+        self,
+        network: ExplainedNetwork,
+        train: Examples,
+        validation: Examples,
+        config: TrainingConfig,
+        *,
+        collapse_ends: bool = True,
+    ) -> None:
+        self.epochs, self.patience = config.mask_epochs, config.mask_patience
+        self._network, self._config = network, config
+        self._train, self._validation = train, validation
+        nemt = config.objective in {"nemt", "nemt-predicted"}
+        scale = mean_response(network, train, config) if config.scaled and nemt else 1.0
+        self._objective = objective_of(config, scale)
+        self._collapse_ends = collapse_ends
+        self._was_collapsed = False
+        self.module: nn.Module = _MaskLoss(network, self._objective, config)
+        self.optimiser: torch.optim.Optimizer = prodigy(
+            network.explanation_module.parameters(), 1.0, 0.01
+        )
+
+    def order(self, epoch: int) -> NDArray[np.intp]:
+        """Every example once, or what has p above a half and what has not in turn."""
+        key = (self._config.seed, self.name, epoch)
+        if self._config.mask_balanced:
+            return balanced(key, self._likely)
+        return shuffled(key, len(self._train))
+
+    @cached_property
+    def _likely(self) -> NDArray[np.bool_]:
+        return probabilities(self._network, self._train) > 0.5
+
+    def augmented(self, images: Tensor, draws: Draws) -> Tensor:
+        """Moved and noisy where the recipe asks."""
+        config = self._config
+        if not config.augment:
+            return images
+        return add_noise(augment(images, draws, mirror=config.mirror), draws, config.noise)
+
+    def begin_epoch(self) -> None:
+        """Training mode; the target model stays in evaluation mode."""
+        self._network.train()
+
+    def before_step(self, done: float) -> None:
+        """Nothing: Prodigy finds its own step size."""
+
+    def after_step(self) -> None:
+        """Nothing."""
+
+    def validate(self, done: float) -> tuple[float, dict[str, float]]:
+        """Mean loss at the full price, falls and areas; faithfulness where epochs are kept by it.
+
+        The score is infinite while the price still rises, and where the mask has collapsed.
+        """
+        self._network.eval()
+        figures = validate(self._network, self._objective, self._validation, self._config.fill)
+        if done <= self._config.area_warmup and done < 1:
+            return float("inf"), figures
+        if self._config.keep == "faithful":
+            figures["faithfulness"] = mean_faithfulness(self._network, self._validation)
+        if self._collapse_ends and self._collapsed(figures["area_positive"], last=done >= 1):
+            return float("inf"), figures
+        return -figures["faithfulness"] if "faithfulness" in figures else figures["loss"], figures
+
+    def tolerance(self, best: float) -> float:
+        """Any where the last epoch is kept, else none."""
+        return float("inf") if self._config.keep == "last" else 0.0
+
+    def _collapsed(self, area: float, *, last: bool) -> bool:
+        """Ends the run on a second collapse in a row, for one may lie on the way."""
+        before, self._was_collapsed = self._was_collapsed, False
+        try:
+            require_not_collapsed(area)
+        except TrainingError:
+            if before or last or not np.isfinite(area):
+                raise
+            self._was_collapsed = True
+        return self._was_collapsed
+
+    def weights(self) -> Weights:
+        """Of the explanation module."""
+        found: Weights = self._network.explanation_module.state_dict()
+        return found
+
+    def keep(self, weights: Weights | None) -> None:
+        """Ends in evaluation mode."""
+        if weights is not None:
+            self._network.explanation_module.load_state_dict(weights)
+        self._network.eval()
+
+    def state(self) -> dict[str, Any]:
+        """Whether the last validation found a collapsed mask."""
+        return {"was_collapsed": self._was_collapsed}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self._was_collapsed = state["was_collapsed"]
+
+
+class _MaskLoss(nn.Module):
+    def __init__(
+        self, network: ExplainedNetwork, objective: Objective, config: TrainingConfig
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self._objective, self._config = objective, config
+
+    def forward(self, batch: Batch) -> Losses:
+        x, config = batch.images, self._config
+        random = Randomness(
+            kernels=smoothing_kernels(batch.draws, config.neighbourhood, x.device),
+            fills=batch.draws.uniform("fill", 1)[:, 0].to(x.device),
+            squares=batch.draws.uniform("squares", SQUARE_NUMBERS).to(x.device),
+        )
+        price = min(1.0, batch.done / config.area_warmup) if config.area_warmup else 1.0
+        terms = self._objective(self.network, x, random, price)
+        return Losses(loss=terms.loss, figures={"fall": terms.fall, "area": terms.area})
+
+
+@torch.inference_mode()
+def validate(
+    network: ExplainedNetwork,
+    objective: Objective,
+    examples: Examples,
+    fill: TrainingFill,
+    size: int = 32,
+) -> dict[str, float]:
+    """Loss, fall and mask area, over all examples and by label, the mean over all fills."""
+    device = next(network.parameters()).device
+    parts: list[list[Terms]] = []
+    for i in range(0, len(examples), size):
+        rows = np.arange(i, min(i + size, len(examples)))
+        images = torch.from_numpy(examples.take(rows)).to(device)
+        parts.append([objective(network, images, r, 1.0) for r in expected(fill, images)])
+    loss, fall, area = (
+        torch.cat([torch.stack([getattr(t, name) for t in part]).float().mean(0) for part in parts])
+        .cpu()
+        .numpy()
+        for name in ("loss", "fall", "area")
+    )
+    positive = examples.labels > 0.5
+    return {
+        "loss": float(loss.mean()),
+        "fall_positive": float(fall[positive].mean()),
+        "area_positive": float(area[positive].mean()),
+        "area_negative": float(area[~positive].mean()),
+    }
+
+
+def mean_faithfulness(network: ExplainedNetwork, examples: Examples) -> float:
+    """Mean faithfulness of the masks of up to JUDGED positives, as they are served.
+
+    One for which it is not defined, a mask without shape, counts as 0. See `metrics.faithfulness`.
+    """
+    positive = np.flatnonzero(examples.labels > 0.5)
+    count = min(JUDGED, len(positive))
+    images = examples.take(positive[np.linspace(0, len(positive) - 1, count).astype(int)])
+    _, masks = soft_masks(network, images)
+    device = str(next(network.parameters()).device)
+    probability, index = asked_without_evidence(network, images, device)
+    assert probability is not None  # the configuration asks it of no representation
+    found = faithfulness(list(masks), images, probability, index=index, device=device)
+    return float(np.nan_to_num(found, nan=0.0).mean())
+
+
+@torch.inference_mode()
+def asked_without_evidence(
+    network: ExplainedNetwork, images: NDArray[np.float32], device: str
+) -> tuple[Probability | None, NDArray[np.intp] | None]:
+    """What is asked when evidence is gone: of the same output as of the whole image."""
+    if network.explains_representation:
+        return None, None
+    if network.architecture.explains == "target":
+        return network.probability, None
+    found = [
+        network.explained_output(part.to(device)).cpu()
+        for part in torch.split(torch.from_numpy(images), 32)
+    ]
+    return network.probabilities, torch.cat(found).numpy()
+
+
+@torch.inference_mode()
+def soft_masks(
+    network: ExplainedNetwork, images: NDArray[np.float32], size: int = 32
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Probability (N,), or embedding (N, D), and mask (N, S, S), 1 = evidence, of (N, C, S, S)."""
+    device = next(network.parameters()).device
+    parts: list[tuple[Tensor, Tensor]] = [
+        network.explain(part.to(device)) for part in torch.split(torch.from_numpy(images), size)
+    ]
+    answer = torch.cat([p for p, _ in parts]).cpu().numpy()
+    return answer, torch.cat([mask for _, mask in parts])[:, 0].cpu().numpy()
+
+
+def require_not_collapsed(area: float) -> None:
+    """Raises `TrainingError` where a mask's mean area on positives is nothing or everything."""
+    if not np.isfinite(area):
+        raise TrainingError("the mask is not finite (NaN): try a smaller --area-weight")
+    if area < SMALLEST_AREA:
+        raise TrainingError(
+            f"the mask collapsed to nothing ({area:.2%} of validation positives): try a smaller "
+            "--area-weight or more epochs of the classifier"
+        )
+    if area > LARGEST_AREA:
+        raise TrainingError(
+            f"the mask grew over everything ({area:.0%} of validation positives): try a larger "
+            "--area-weight"
+        )
