@@ -18,10 +18,9 @@ from .data.ground_truth import ground_truth
 from .data.layouts import file_name
 from .evaluation.maps import Attributed
 from .evaluation.methods import NEMT
-from .evaluation.scores import Evaluated, average, figure, scores, table
-from .progress import Progress
-from .report import training_curves as report
-from .run import (
+from .evaluation.scores import Evaluated, methods_table, scores
+from .inference import soft_masks
+from .prepare import (
     Prepared,
     begun_with,
     frozen_stages,
@@ -31,10 +30,13 @@ from .run import (
     require_same,
     require_writable,
 )
+from .progress import Progress
+from .report import training_curves as report
+from .statistics import average, figure
 from .training.checkpoint import CheckpointFile, writing
 from .training.classifier import ClassifierStage
 from .training.distributed import Team
-from .training.explanation_stage import ExplanationStage, soft_masks
+from .training.explanation_stage import ExplanationStage
 from .training.loop import Run, fit
 from .training.recipe import PRESETS, Places, TrainingConfig
 
@@ -149,7 +151,7 @@ def _measure(
         images=images, truth=regions, probability=network.probability, device=recipe.device
     )
     columns = scores(compared, Attributed(found=dict(enumerate(masks))), gated=True)
-    row = table({NEMT: columns}, patients)[NEMT]
+    row = methods_table({NEMT: columns}, patients)[NEMT]
     variant.progress.note(
         f"mass {row['relevance_mass']['mean']:.3f}, rank {row['relevance_rank']['mean']:.3f}"
     )

@@ -14,13 +14,12 @@ from nemt_dicom.errors import NemtError, TrainingError
 from nemt_dicom.model.bundle import Bundle
 
 from .ablation import run_ablation
-from .bars import Bars
 from .data.examples import default_cache
 from .data.layouts import canonical, file_name
 from .dry_run import dry_run
 from .memory import keep_memory
 from .options import build_parser
-from .progress import Progress, Silent
+from .progress import Bars, Progress, Silent
 from .report.tables import differences_table, figures_table, paper_table
 from .run import run
 from .training.precision import has_bfloat16, require_device

@@ -18,9 +18,10 @@ from nemt_dicom.model.network import ExplainedNetwork
 
 from .data.cases import Case, describe, find_cases
 from .data.examples import Examples, load_examples
+from .markdown import table
+from .prepare import frozen_stages, make_repeatable
 from .progress import Progress
-from .report.tables import splits_table, table
-from .run import frozen_stages, make_repeatable
+from .report.tables import splits_table
 from .training.classifier import ClassifierStage
 from .training.distributed import Team
 from .training.draws import Draws

@@ -14,18 +14,15 @@ from rich.markdown import Markdown
 from nemt_dicom.errors import DataError, NemtError
 from nemt_dicom.model.bundle import Bundle
 
-from .bars import Bars
 from .data.cases import Dataset, find_cases_to_evaluate
 from .data.examples import default_cache
 from .data.tables import SPLITS
-from .evaluation.checks import checks, verdict
+from .evaluation.checks import verdict
 from .evaluation.evaluate import evaluate
 from .evaluation.methods import METHODS
-from .evaluation.others import read_others
 from .evaluation.plan import MEAN_OF_BOXES, Evaluation, Plan, known_methods
-from .evaluation.relabelled import label_randomisation, require_own_recipe
 from .memory import keep_memory
-from .progress import Progress
+from .progress import Bars, Progress
 from .report.html import write_comparison, write_report
 from .report.publish import publish
 from .report.tables import differences_table, figures_table, paper_table, time_table
@@ -43,7 +40,7 @@ examples:
   nemt-eval --data rsna-mini --out report
   nemt-eval --bundle runs/melanoma --data ham10000-mini --out report
   nemt-eval --bundle runs/mine --data rsna --methods gradcam++,random --out quick
-  nemt-eval --data rsna-mini --not-target skin=photographs --label-randomisation --out report
+  nemt-eval --data rsna-mini --out report
   nemt-eval compare runs/a runs/b --data rsna-mini --out compared
 
 --out gets report.html (one file), report.md, metrics.csv (a row an image and method), summary.json
@@ -65,19 +62,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--bundle", type=Path, metavar="DIR", help="model bundle (default: the one that ships)"
     )
     _shared(parser)
-    parser.add_argument(
-        "--not-target",
-        dest="others",
-        action="append",
-        default=[],
-        metavar="[NAME=]DIR",
-        help="images of something else, on which a mask should stay silent",
-    )
-    parser.add_argument(
-        "--label-randomisation",
-        action="store_true",
-        help="two short trainings, one with shuffled labels; needs the training split in --data",
-    )
     parser.add_argument(
         "--quick", action="store_true", help="the paper's table only, no further tests"
     )
@@ -189,29 +173,16 @@ def _evaluate(options: argparse.Namespace, progress: Progress) -> str:
     bundle = Bundle.load(options.bundle)
     if options.into_bundle and options.split != "test":
         raise DataError("a model card takes figures of the test split only: leave --split out")
-    if options.label_randomisation:
-        require_own_recipe(bundle)
     dataset = _dataset(bundle, options, progress)
     plan = Plan(
         methods=_methods(bundle, options),
         split=options.split,
         thorough=not options.quick,
-        others=read_others(options.others, bundle, progress),
         skip_bad=options.skip_bad,
     )
     found = evaluate(
         bundle, dataset, options.cache, device=options.device, progress=progress, plan=plan
     )
-    if options.label_randomisation:
-        found.summary["label_randomisation"] = label_randomisation(
-            bundle,
-            options.folders,
-            options.cache,
-            found,
-            progress,
-            threads=torch.get_num_threads(),
-        )
-        found.summary["checks"] = checks(found.summary)
     progress.stage("report", 1)
     write_report(options.out, bundle, found, command=options.command)
     progress.step()

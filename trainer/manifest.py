@@ -1,10 +1,5 @@
 """Where a bundle comes from: its manifest's account of data, recipe, code and machine."""
 
-import hashlib
-import platform
-import subprocess
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +8,10 @@ from nemt_dicom import __version__
 from nemt_dicom.model.network import ExplainedNetwork
 
 from .data.cases import Dataset, describe, fingerprint
+from .provenance import file_digest, libraries
 from .seen_patients import record_of_seen
 from .training.classifier import CLASSIFIER
 from .training.recipe import Places, TrainingConfig
-from .training.target_model import file_digest
 from .training.thresholds import Thresholds
 
 
@@ -64,11 +59,6 @@ def describe_bundle(
     }
 
 
-def libraries() -> dict[str, str]:
-    """The versions that decide a run's bits, beside this one's."""
-    return {name: version(name) for name in ("torch", "timm", "prodigyopt")}
-
-
 def trained_by(places: Places) -> dict[str, Any] | None:
     """Which bundle trained what is taken of another one, and how that says it did."""
     bundle = places.bundle
@@ -107,43 +97,6 @@ def taken_from(training: dict[str, Any]) -> list[dict[str, Any]]:
         found.append(taken)
         training = taken
     return found
-
-
-def code_state() -> dict[str, Any]:
-    """Which code trains: release, commit, whether it was changed since, digest of the sources."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    sources = hashlib.sha256()
-    for path in sorted([*root.glob("trainer/**/*.py"), *root.glob("nemt_dicom/**/*.py")]):
-        sources.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    changes = git("status", "--porcelain", "--", "trainer/*.py", "nemt_dicom/*.py")
-    return {
-        "version": __version__,
-        "commit": git("rev-parse", "--verify", "HEAD") or "unknown",
-        "dirty": None if changes is None else bool(changes),
-        "sources": sources.hexdigest(),
-    }
-
-
-def device_name(device: str, threads: int) -> str:
-    """The processor as people name it."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
-    return f"{model or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -21,10 +21,10 @@ from nemt_dicom.model.bundle import Bundle, write_manifest
 from nemt_dicom.model.explainer import Explainer
 from tests.conftest import ROOT
 from tests.trainer.synthetic_sets import write_csv_set, write_nih, write_rsna
-from trainer import run
+from trainer import prepare
 from trainer.cli import main, read_arguments
-from trainer.evaluation.metrics import features_in_step
 from trainer.manifest import start_of, trained_by
+from trainer.metrics import features_in_step
 from trainer.options import build_parser
 from trainer.report.model_card import model_card
 from trainer.training.precision import has_bfloat16
@@ -366,7 +366,7 @@ def test_out_is_tried_before_anything_is_read(
     def read(*_: Any, **__: Any) -> None:
         pytest.fail("it was read")
 
-    monkeypatch.setattr(run, "find_cases", read)
+    monkeypatch.setattr(prepare, "find_cases", read)
     file = tmp_path / "file"
     file.write_text("not a folder")
     assert main([*QUICK, *task, "--data", "data", "--out", str(place(file))]) == 1
@@ -404,7 +404,7 @@ def test_a_backbone_that_does_not_fit_is_told_before_images_are_read(
     def read(*_: Any, **__: Any) -> None:
         pytest.fail("it was read")
 
-    monkeypatch.setattr(run, "load_split", read)
+    monkeypatch.setattr(prepare, "load_split", read)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     data = ["--data", str(trained.parent / "nih"), "--out", str(tmp_path / "new")]
     assert main([*QUICK, *data, *options]) == 1

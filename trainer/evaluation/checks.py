@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..markdown import show
 from .methods import NEMT, SHUFFLED
 from .model_dependence import SURVIVES
 
@@ -30,14 +31,14 @@ def checks(summary: dict[str, Any]) -> list[Check]:
         add(
             "does it lie where the ground truth is, more than chance does?",
             mass["lo"] > chance,
-            f"relevance mass {_show(mass)}; chance {chance:.3f}",
+            f"relevance mass {show(mass)}; chance {chance:.3f}",
         )
     if "relevance_mass_less_others" in own:
         less = own["relevance_mass_less_others"]
         add(
             "is it about this image, not about such images?",
             less["lo"] > 0,
-            f"relevance mass, own less others {_show(less)}",
+            f"relevance mass, own less others {show(less)}",
         )
     shuffled = summary["methods"].get(SHUFFLED, {}).get("nemt_less", {})
     if "relevance_mass" in shuffled:
@@ -45,27 +46,27 @@ def checks(summary: dict[str, Any]) -> list[Check]:
         add(
             "has the explanation module learnt where to look?",
             less["lo"] > 0,
-            f"relevance mass less that with shuffled weights {_show(less)}",
+            f"relevance mass less that with shuffled weights {show(less)}",
         )
     if "faithfulness" in own:
         add(
             "does the answer fall where it says?",
             own["faithfulness"]["lo"] > 0,
-            f"faithfulness {_show(own['faithfulness'])}",
+            f"faithfulness {show(own['faithfulness'])}",
         )
     area = summary["mask_area"].get("negatives_over_positives")
     if area and "auc" in summary:
         add(
             "is it smaller where the target is absent?",
             area["hi"] < 1,
-            f"mask area without the target over with it {_show(area)}",
+            f"mask area without the target over with it {show(area)}",
         )
     if "randomisation" in summary:
         whole = summary["randomisation"][NEMT]["fully_randomised"]
         add(
             "does it depend on the model?",
             not summary["randomisation"][NEMT]["survives"],
-            f"rank correlation with the randomised model's {_show(whole)}; {SURVIVES:g} fails",
+            f"rank correlation with the randomised model's {show(whole)}; {SURVIVES:g} fails",
         )
     if "stability" in summary:
         rows = summary["stability"][NEMT]
@@ -73,7 +74,7 @@ def checks(summary: dict[str, Any]) -> list[Check]:
         add(
             "does it hold still?",
             rows[worst]["iou"]["mean"] >= STABLE,
-            f"least overlap {_show(rows[worst]['iou'])}, {worst}; below {STABLE:g} fails",
+            f"least overlap {show(rows[worst]['iou'])}, {worst}; below {STABLE:g} fails",
         )
     if own["failed"]:
         add(ANSWERS, False, f"{own['failed']} images failed")
@@ -87,9 +88,3 @@ def verdict(found: list[Check]) -> str:
     if lacking := QUESTIONS - sum(check["question"] != ANSWERS for check in found):
         line += f", {lacking} could not be asked"
     return ". ".join([line, *(f"{c['question'].capitalize()} No: {c['figure']}" for c in failed)])
-
-
-def _show(figure: dict[str, float] | None) -> str:
-    if figure is None:
-        return "not defined"
-    return f"{figure['mean']:.3f} ({figure['lo']:.3f} to {figure['hi']:.3f})"

@@ -13,8 +13,7 @@ from nemt_dicom.model.explanation import Verdict
 from ..data.cases import read_radiograph
 from ..data.examples import Examples
 from ..progress import Progress
-from .metrics import area_under_curve
-from .scores import average, figure
+from ..statistics import area_under_curve, average, figure
 
 Device = Literal["cpu", "cuda"]
 Probabilities = NDArray[np.float32]

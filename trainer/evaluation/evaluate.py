@@ -20,17 +20,19 @@ from ..arrays import Images, Regions
 from ..data.cases import Dataset, fingerprint, name_few
 from ..data.examples import Examples, load_examples
 from ..data.ground_truth import ground_truth
-from ..manifest import code_state, device_name
+from ..inference import explained_probability, soft_masks
 from ..progress import Progress
-from ..training.explanation_stage import asked_without_evidence, soft_masks
+from ..provenance import code_state, device_name
+from ..statistics import average, figure
 from . import decisions
 from .checks import checks
+from .code_versions import code_versions
 from .decisions import Device
 from .maps import attribute
 from .methods import NEMT, Method
 from .plan import Evaluation, Plan, methods_of
 from .result_store import ResultStore
-from .scores import Evaluated, average, describe_metrics, figure, mean_curves, scores, table
+from .scores import Evaluated, describe_metrics, mean_curves, methods_table, scores
 from .thorough import further_tests, remember, subgroups
 from .timing import TARGET_MODEL, time_methods
 
@@ -69,7 +71,7 @@ def evaluate(
         summary["drawn"] = decisions.drawn(bundle, examples, rows, device, progress)
     if not len(rows):
         rows, truth = np.flatnonzero(examples.labels > 0.5), None
-    store = ResultStore(cache, bundle, device)
+    store = ResultStore(cache, bundle, device, code_versions())
     found = Evaluation(
         summary=summary,
         examples=examples,
@@ -83,7 +85,7 @@ def evaluate(
     found = _compare(found, network, methods, store, progress)
     if plan.thorough:
         summary |= subgroups(found)
-        summary |= further_tests(found, bundle, network, methods, store, plan, progress)
+        summary |= further_tests(found, bundle, network, methods, store, progress)
     summary["checks"] = checks(summary)
     return found
 
@@ -138,7 +140,7 @@ def _compared(
     store: ResultStore,
     device: Device,
 ) -> Evaluated:
-    probability, index = asked_without_evidence(network, images, device)
+    probability, index = explained_probability(network, images)
     return Evaluated(
         images=images,
         truth=truth,
@@ -176,7 +178,7 @@ def _compare(
         lambda: time_methods(network, working, compared.images, whose, progress),
     )
     summary["classifier"] = timings[TARGET_MODEL]
-    summary["methods"] = table(columns, whose)
+    summary["methods"] = methods_table(columns, whose)
     for key, method in methods.items():
         summary["methods"][key] |= {
             **method.describe(),

@@ -13,7 +13,7 @@ from nemt_dicom.model.network import ExplainedNetwork
 from ..arrays import Images, Maps
 from ..progress import Progress
 from .methods import Method
-from .result_store import MAPS_CODE, ResultStore, digest
+from .result_store import ResultStore, digest
 
 SUBSET = 20
 """Images that every method sees: without a GPU, a slow method sees no others."""
@@ -94,7 +94,8 @@ def _one(
     taken: list[float],
     store: ResultStore | None,
 ) -> None:
-    of = ("map", MAPS_CODE, str(sorted(method.describe().items())), digest(image))
+    code = store.code.maps if store else ""
+    of = ("map", code, str(sorted(method.describe().items())), digest(image))
     known = store.load(*of) if store else None
     if known is None:
         begin = time.perf_counter()

@@ -24,7 +24,7 @@ from torch import Tensor
 from nemt_dicom.model.network import ExplainedNetwork
 
 from ..arrays import Images, Maps
-from ..training.explanation_stage import soft_masks
+from ..inference import soft_masks
 from .perturbation import AREA, RISE_MASKS, rise, smooth_pixel_mask
 from .perturbation import STEPS as MASK_STEPS
 from .relax import MASKS, relax, u_relax

@@ -21,8 +21,8 @@ from nemt_dicom.model.network import ExplainedNetwork
 
 from ..arrays import Images, Maps
 from ..progress import Progress
+from ..statistics import average, figure
 from .methods import NEMT, Method
-from .scores import average, figure
 
 GROUPS = 8
 """Groups of layers that are randomised one after the other."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nemt_dicom.model.bundle import Bundle
 
-from ..arrays import Images, Regions
+from ..arrays import Regions
 from ..data.cases import Case, Dataset
 from ..data.examples import Examples, load_examples
 from ..data.ground_truth import SOURCES, ground_truth
@@ -48,15 +48,13 @@ class Plan:
     """What is measured.
 
     methods: their keys; those that a bundle's kind has are compared. thorough: removal curves,
-    ROAD, subgroups, dependence on the model, stability, silence. others: images (N, C, S, S) that
-    are not of the target's kind, by name. skip_bad: images that cannot be read are left out, with
-    a note, instead of an error.
+    ROAD, subgroups, dependence on the model, stability, silence. skip_bad: images that
+    cannot be read are left out, with a note, instead of an error.
     """
 
     methods: tuple[str, ...] = IN_TRAINING
     split: str = "test"
     thorough: bool = False
-    others: tuple[tuple[str, Images], ...] = ()
     skip_bad: bool = False
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nemt_dicom.model import decoders, network
 from nemt_dicom.model.bundle import Bundle
-
-from ..training import explanation_stage as explanation
-from . import methods as baselines
-from . import metrics, perturbation, relax, removal
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -35,9 +31,20 @@ def sources(*modules: Any) -> str:
     return digest.hexdigest()
 
 
-OF_MAPS = network, decoders, baselines, explanation, perturbation, relax
-MAPS_CODE = sources(*OF_MAPS)
-SCORES_CODE = sources(network, metrics, removal)
+@dataclass(frozen=True, kw_only=True)
+class CodeVersions:
+    """The version of our own code that makes each kind of result: `sources` of its modules.
+
+    maps: the code that makes attribution maps.
+    scores: the code that scores a map.
+    tests: the code of the further tests (model dependence, stability, time).
+    """
+
+    maps: str
+    scores: str
+    tests: str
+
+
 LIBRARIES = "torch", "timm", "quantus", "grad-cam", "captum", "numpy", "scipy"
 """Which versions compute maps and scores."""
 
@@ -45,7 +52,8 @@ LIBRARIES = "torch", "timm", "quantus", "grad-cam", "captum", "numpy", "scipy"
 class ResultStore:
     """Results of one network on one kind of device, below a cache folder."""
 
-    def __init__(self, cache: Path, bundle: Bundle, device: str) -> None:
+    def __init__(self, cache: Path, bundle: Bundle, device: str, code: CodeVersions) -> None:
+        self.code = code
         manifest = bundle.manifest
         libraries = {name: version(name) for name in LIBRARIES}
         of_all = manifest.sha256["model.safetensors"], manifest.architecture, device, libraries

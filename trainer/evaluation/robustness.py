@@ -13,12 +13,11 @@ from nemt_dicom.model.bundle import Manifest
 from nemt_dicom.model.network import ExplainedNetwork
 
 from ..arrays import Images, Maps, Regions
+from ..inference import falls, soft_masks
+from ..metrics import min_max, overlap, relevance_mass, relevance_rank
 from ..progress import Progress
-from ..training.explanation_stage import soft_masks
-from ..training.thresholds import falls
+from ..statistics import average, figure
 from .methods import NEMT, Method
-from .metrics import min_max, overlap, relevance_mass, relevance_rank
-from .scores import average, figure
 
 NOISE = 0.02
 """Standard deviation of the noise, of grey values in [0, 1]."""

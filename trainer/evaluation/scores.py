@@ -4,7 +4,7 @@ The ground truth is a region an image: boxes, lesion masks, whatever a set has.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -12,13 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Images, Regions
-from . import removal
-from .maps import Attributed, seeded_subset
-from .methods import NEMT
-from .metrics import (
+from ..metrics import (
     Probability,
     Scores,
-    bootstrap,
     complexity,
     faithfulness,
     features_in_step,
@@ -29,7 +25,11 @@ from .metrics import (
     relevance_rank,
     sparseness,
 )
-from .result_store import SCORES_CODE, Arrays, ResultStore, digest
+from ..statistics import mean, ratio
+from . import removal
+from .maps import Attributed, seeded_subset
+from .methods import NEMT
+from .result_store import Arrays, ResultStore, digest
 
 Row = dict[str, Any]
 Columns = dict[str, Scores]
@@ -37,42 +37,6 @@ Columns = dict[str, Scores]
 
 CHUNK = 16
 """Images between two savings of their scores."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure, its 95 % bootstrap interval over patients, and the images it is of.
-
-    mean: of the images' scores; of what is no mean (an AUC, a ratio), its value.
-    """
-
-    mean: float
-    lo: float
-    hi: float
-    n: int
-
-
-def figure(
-    statistic: Callable[[NDArray[np.intp]], float], patients: Sequence[str]
-) -> dict[str, float]:
-    """A statistic of rows with its interval, rounded as it is kept in the manifest."""
-    low, high = bootstrap(statistic, patients)
-    value = statistic(np.arange(len(patients)))
-    found = Figure(mean=value, lo=low, hi=high, n=len(patients))
-    return {k: v if k == "n" else float(f"{v:.5g}") for k, v in asdict(found).items()}
-
-
-def average(values: NDArray[Any]) -> Callable[[NDArray[np.intp]], float]:
-    """The statistic of rows that is the mean of their values, for `figure`."""
-    return lambda rows: float(values[rows].mean())
-
-
-def mean(values: NDArray[Any], patients: Sequence[str]) -> dict[str, float] | None:
-    """The mean of the values that are defined (not NaN), or None where none is."""
-    defined = np.flatnonzero(np.isfinite(values))
-    if not len(defined):
-        return None
-    return figure(average(values[defined]), [patients[i] for i in defined.tolist()])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -241,10 +205,11 @@ def _each(
 
 def _key(of: Evaluated, attributed: Attributed, kind: str, row: int) -> tuple[str, ...]:
     index = "" if of.index is None else str(of.index[row])
-    return kind, SCORES_CODE, index, digest(attributed.found[row]), digest(of.images[row])
+    code = of.store.code.scores if of.store else ""
+    return kind, code, index, digest(attributed.found[row]), digest(of.images[row])
 
 
-def table(columns: Mapping[str, Columns], patients: Sequence[str]) -> dict[str, Row]:
+def methods_table(columns: Mapping[str, Columns], patients: Sequence[str]) -> dict[str, Row]:
     """A row of figures for each method, JSON-able.
 
     Rows other than the explanation module's also have `nemt_less`, the explanation module's figure
@@ -271,18 +236,6 @@ def _against(ours: Columns, theirs: Columns, patients: Sequence[str]) -> dict[st
         if name in both
     }
     return {"nemt_less": _present(less), "nemt_over": _present(over)}
-
-
-def ratio(ours: Scores, theirs: Scores, patients: Sequence[str]) -> dict[str, float] | None:
-    """The ratio of two means over the images that have both; None where there is none."""
-    both = np.flatnonzero(np.isfinite(ours) & np.isfinite(theirs))
-    if not len(both):
-        return None
-    a, b = ours[both], theirs[both]
-    return figure(
-        lambda rows: float(a[rows].mean() / max(b[rows].mean(), 1e-12)),
-        [patients[i] for i in both.tolist()],
-    )
 
 
 def _present(row: Mapping[str, dict[str, float] | None]) -> Row:

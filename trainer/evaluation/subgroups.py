@@ -11,8 +11,8 @@ from pydicom.errors import InvalidDicomError
 from ..arrays import Regions
 from ..data.cases import Case
 from ..data.tables import read_age, read_sex
-from .metrics import area_under_curve
-from .scores import Columns, figure, mean
+from ..statistics import area_under_curve, figure, mean
+from .scores import Columns
 
 AGES = ((0, 40, "under 40"), (40, 65, "40 to 64"), (65, 200, "65 and over"))
 SIZES = ((0.0, 0.1, "under 10 %"), (0.1, 0.25, "10 to 25 %"), (0.25, 1.01, "25 % and over"))

@@ -10,22 +10,17 @@ from nemt_dicom.model.network import ExplainedNetwork
 
 from ..arrays import Images
 from ..progress import Progress
-from . import metrics, robustness, timing
-from . import model_dependence as dependence
 from .maps import SLOW, seeded_subset
 from .methods import NEMT, SHUFFLED, Method
 from .model_dependence import input_invariance, randomisation
-from .plan import MEAN_OF_BOXES, Evaluation, Plan
-from .result_store import MAPS_CODE, ResultStore, digest, sources
+from .plan import MEAN_OF_BOXES, Evaluation
+from .result_store import ResultStore, digest
 from .robustness import answers, scrambled, stability
 from .subgroups import auc_by_subgroup, by_subgroup, properties, sizes
 
 QUICK = 0.5
 """Seconds an image up to which a method takes part in the tests that ask it for hundreds of maps,
 where there is no GPU."""
-
-
-TESTS_CODE = sources(dependence, metrics, robustness, timing)
 
 
 def subgroups(found: Evaluation) -> dict[str, Any]:
@@ -49,7 +44,6 @@ def further_tests(
     network: ExplainedNetwork,
     methods: Mapping[str, Method],
     store: ResultStore,
-    plan: Plan,
     progress: Progress,
 ) -> dict[str, Any]:
     """Dependence on the model, stability and silence, of the seeded subset's images."""
@@ -87,7 +81,7 @@ def further_tests(
             still,
             lambda: stability(network, still, images, truth, threshold, whose, progress),
         ),
-        "silence": _silence(found, bundle, network, scrambled(images), whose, plan),
+        "silence": _silence(found, bundle, network, scrambled(images), whose),
     }
 
 
@@ -100,8 +94,9 @@ def remember(
     compute: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """What was found of these methods together on these images before, or is found now."""
+    code = store.code
     described = str([(key, sorted(method.describe().items())) for key, method in methods.items()])
-    return store.remember(compute, kind, MAPS_CODE, TESTS_CODE, described, digest(images), more)
+    return store.remember(compute, kind, code.maps, code.tests, described, digest(images), more)
 
 
 def _silence(
@@ -110,7 +105,6 @@ def _silence(
     network: ExplainedNetwork,
     scrambled_images: Images,
     whose: list[str],
-    plan: Plan,
 ) -> dict[str, Any]:
     """What the bundle says of images with and without the target, and of what is no such image."""
     examples, result = found.examples, {}
@@ -120,7 +114,4 @@ def _silence(
             patients = [examples.patients[i] for i in rows]
             result[name] = answers(network, bundle.manifest, examples.take(rows), patients)
     result["tiles in random order"] = answers(network, bundle.manifest, scrambled_images, whose)
-    for name, images in plan.others:
-        each = [str(i) for i in range(len(images))]
-        result[name] = answers(network, bundle.manifest, images, each)
     return result

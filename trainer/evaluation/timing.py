@@ -10,8 +10,8 @@ from nemt_dicom.model.network import ExplainedNetwork
 
 from ..arrays import Images
 from ..progress import Progress
+from ..statistics import average, figure
 from .methods import Method
-from .scores import average, figure
 
 TARGET_MODEL = "target_model"
 """Key of the target model's forward pass among the timings."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Images, Maps, Regions
 from ..evaluation.methods import NEMT
-from ..evaluation.metrics import min_max
+from ..metrics import min_max
 from .tables import FURTHER, PAPER, ordered
 
 mpl.use("Agg")

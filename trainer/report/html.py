@@ -17,7 +17,8 @@ from ..evaluation.checks import verdict
 from ..evaluation.maps import SLOW, SUBSET, seeded_subset
 from ..evaluation.methods import NEMT
 from ..evaluation.plan import Evaluation
-from ..evaluation.scores import mean
+from ..markdown import show, table
+from ..statistics import mean
 from . import tables
 from .charts import draw_bars, draw_curves, draw_masks, draw_panels, draw_randomisation
 
@@ -93,8 +94,7 @@ def report(bundle: Bundle, summary: dict[str, Any], *, command: str) -> str:
 def _methods(summary: dict[str, Any]) -> str:
     share = summary.get("truth_share")
     truth = (
-        f"The ground truth covers {tables.show(share)} of the image, which is chance for mass and "
-        "rank. "
+        f"The ground truth covers {show(share)} of the image, which is chance for mass and rank. "
         if share
         else "The data have no ground truth of where to look: mass and rank are not measured. "
     )
@@ -145,7 +145,6 @@ def _further(summary: dict[str, Any]) -> list[str]:
         f"The explanation module marks {area['trained']:.3f} of the image on the trained model; "
         "as more of it is randomised, from the output to the input, "
         f"{', '.join(f'{value:.3f}' for value in area['cascading'])}."
-        + _relabelled(summary)
         + "\n\n### Input invariance\n\nA constant is added to the image and taken away by the "
         f"model's first step.\n\n{tables.invariance_table(summary)}",
         f"## Does it hold still?\n\n{tables.stability_table(summary)}",
@@ -153,22 +152,6 @@ def _further(summary: dict[str, Any]) -> list[str]:
         f"## Subgroups\n\n{tables.subgroup_table(summary)}",
     ]
     return sections
-
-
-def _relabelled(summary: dict[str, Any]) -> str:
-    found = summary.get("label_randomisation")
-    if not found:
-        return ""
-    return (
-        "\n\n### Label randomisation\n\nTwo short runs of the same recipe "
-        f"({found['classifier_epochs']} + {found['mask_epochs']} epochs), one with the training "
-        "labels shuffled. Rank correlation of their masks "
-        f"{tables.show(found['similarity'])}. Mass: true labels "
-        f"{tables.show(found['true'].get('relevance_mass'))}, shuffled "
-        f"{tables.show(found['shuffled'].get('relevance_mass'))}; area of the mask "
-        f"{found['true']['area']:.3f} and {found['shuffled']['area']:.3f}; AUC "
-        f"{found['true']['auc']:.3f} and {found['shuffled']['auc']:.3f}."
-    )
 
 
 def _draw(out: Path, bundle: Bundle, found: Evaluation) -> None:
@@ -244,7 +227,7 @@ def write_comparison(
         own = [mean(e.columns[NEMT][name], a.patients) for e in (a, b)]
         less = mean(b.columns[NEMT][name] - a.columns[NEMT][name], a.patients)
         figures[name] = {"a": own[0], "b": own[1], "b_less_a": less}
-        rows.append([name.replace("_", " "), *(tables.show(f) for f in (*own, less))])
+        rows.append([name.replace("_", " "), *(show(f) for f in (*own, less))])
     heads = ["of the explanation module", "A", "B", "B less A"]
     names = [
         f"{x.manifest.name} {x.manifest.version} `{x.digest[:12]}`" for x in (bundle_a, bundle_b)
@@ -255,7 +238,7 @@ def write_comparison(
             f"A: {names[0]}. B: {names[1]}. `{command}`",
             f"{len(a.rows)} images, 95 % bootstrap intervals over patients, differences paired by "
             "image. A difference whose interval has 0 in it is none.",
-            tables.table(heads, rows),
+            table(heads, rows),
             f"## A\n\n{tables.figures_table(a.summary)}\n\n{tables.paper_table(a.summary)}",
             f"## B\n\n{tables.figures_table(b.summary)}\n\n{tables.paper_table(b.summary)}",
         ]

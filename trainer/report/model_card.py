@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..evaluation.metrics import features_in_step
 from ..manifest import start_of, taken_from
+from ..metrics import features_in_step
 from .tables import (
     checks_table,
     differences_table,

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..evaluation.methods import METHODS, NEMT
+from ..markdown import show, table
 
 Summary = dict[str, Any]
 
@@ -26,20 +27,6 @@ FURTHER = {
     "road": "ROAD ↑",
 }
 SUBGROUP_METHODS = (NEMT, "gradcam++", "mean_of_boxes")
-
-
-def show(figure: dict[str, float] | None, digits: int = 3) -> str:
-    """'0.812 (0.745 to 0.871)': a figure with its 95 % interval; '-' where there is none."""
-    if figure is None:
-        return "-"
-    value, low, high = (f"{figure[name]:.{digits}f}" for name in ("mean", "lo", "hi"))
-    return f"{value} ({low} to {high})"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def splits_table(splits: Mapping[str, Mapping[str, int]]) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib as mpl
 from torch.utils.tensorboard import SummaryWriter
 
+from ..markdown import show, table
 from ..training.checkpoint import Epoch
-from .tables import show, table
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -23,7 +23,8 @@ from nemt_dicom.errors import TrainingError
 from nemt_dicom.model.network import ExplainedNetwork
 
 from ..data.examples import Examples
-from ..evaluation.metrics import area_under_curve
+from ..inference import probabilities
+from ..statistics import area_under_curve
 from .augment import add_noise, augment, occlude
 from .checkpoint import Weights
 from .draws import Draws, shuffled
@@ -216,19 +217,6 @@ def first_weights(model: Any, stages: int) -> list[nn.Parameter]:
     inside = [i for i, (name, _) in enumerate(modules) if f"{name}.".startswith(f"{last}.")]
     first = modules[: max(inside, default=-1) + 1]
     return [weight for _, module in first for weight in module.parameters(recurse=False)]
-
-
-@torch.inference_mode()
-def probabilities(
-    network: ExplainedNetwork, examples: Examples, size: int = 32
-) -> NDArray[np.float32]:
-    """Probability of the explained output of every example: (N,)."""
-    device = next(network.parameters()).device
-    found: list[Tensor] = []
-    for i in range(0, len(examples), size):
-        images = examples.take(np.arange(i, min(i + size, len(examples))))
-        found.append(network.probability(torch.from_numpy(images).to(device)).cpu())
-    return torch.cat(found).numpy()
 
 
 def balance(examples: Examples) -> NDArray[np.float32]:

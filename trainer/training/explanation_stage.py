@@ -12,11 +12,11 @@ from nemt_dicom.errors import TrainingError
 from nemt_dicom.model.network import ExplainedNetwork
 
 from ..data.examples import Examples
-from ..evaluation.metrics import Probability, faithfulness
+from ..inference import explained_probability, probabilities, soft_masks
+from ..metrics import faithfulness
 from .agreement import SQUARE_NUMBERS
 from .augment import add_noise, augment, smoothing_kernels
 from .checkpoint import Weights
-from .classifier import probabilities
 from .draws import Draws, balanced, shuffled
 from .loop import Batch, Losses
 from .objectives import (
@@ -245,39 +245,10 @@ def mean_faithfulness(network: ExplainedNetwork, examples: Examples) -> float:
     images = examples.take(positive[np.linspace(0, len(positive) - 1, count).astype(int)])
     _, masks = soft_masks(network, images)
     device = str(next(network.parameters()).device)
-    probability, index = asked_without_evidence(network, images, device)
+    probability, index = explained_probability(network, images)
     assert probability is not None  # the configuration asks it of no representation
     found = faithfulness(list(masks), images, probability, index=index, device=device)
     return float(np.nan_to_num(found, nan=0.0).mean())
-
-
-@torch.inference_mode()
-def asked_without_evidence(
-    network: ExplainedNetwork, images: NDArray[np.float32], device: str
-) -> tuple[Probability | None, NDArray[np.intp] | None]:
-    """What is asked when evidence is gone: of the same output as of the whole image."""
-    if network.explains_representation:
-        return None, None
-    if network.architecture.explains == "target":
-        return network.probability, None
-    found = [
-        network.explained_output(part.to(device)).cpu()
-        for part in torch.split(torch.from_numpy(images), 32)
-    ]
-    return network.probabilities, torch.cat(found).numpy()
-
-
-@torch.inference_mode()
-def soft_masks(
-    network: ExplainedNetwork, images: NDArray[np.float32], size: int = 32
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Probability (N,), or embedding (N, D), and mask (N, S, S), 1 = evidence, of (N, C, S, S)."""
-    device = next(network.parameters()).device
-    parts: list[tuple[Tensor, Tensor]] = [
-        network.explain(part.to(device)) for part in torch.split(torch.from_numpy(images), size)
-    ]
-    answer = torch.cat([p for p, _ in parts]).cpu().numpy()
-    return answer, torch.cat([mask for _, mask in parts])[:, 0].cpu().numpy()
 
 
 def require_not_collapsed(area: float) -> None:

@@ -1,6 +1,5 @@
 """The network of a run and the weights of its target model: ImageNet's, a file's, or random."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,11 +128,6 @@ def load_weights(model: Any, given: Weights, name: str, *, head_too: bool) -> No
         elif key not in found and not key.endswith("num_batches_tracked"):
             raise TrainingError(f"{name} does not fit the backbone: it has no {key}")
     model.load_state_dict(own | found)
-
-
-def file_digest(path: Path | None) -> str | None:
-    """SHA-256 of a file of weights: what the bundle keeps of where they came from."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path else None
 
 
 def _architecture(

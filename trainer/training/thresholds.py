@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nemt_dicom.errors import TrainingError
-from nemt_dicom.model.network import ExplainedNetwork, Fill, filled, remove
+from nemt_dicom.model.network import ExplainedNetwork
 
 from ..data.examples import Examples
+from ..inference import falls, soft_masks
 from ..progress import Progress
-from .explanation_stage import soft_masks
 from .recipe import TrainingConfig
 
 CANDIDATES = tuple(round(0.1 * i, 1) for i in range(1, 10))
@@ -105,25 +104,6 @@ def move(segment: Masks, generator: np.random.Generator) -> Masks:
         if overlap <= OVERLAP:
             break
     return best
-
-
-@torch.inference_mode()
-def falls(
-    network: ExplainedNetwork,
-    images: NDArray[np.float32],
-    probability: NDArray[np.float32],
-    segments: Masks,
-    fill: Fill,
-) -> NDArray[np.float32]:
-    """Fall of p (N,) when the segments (N, S, S) are occluded in the images (N, C, S, S)."""
-    device = next(network.parameters()).device
-    occluded = []
-    for i in range(0, len(images), 32):
-        image = torch.from_numpy(images[i : i + 32]).to(device)
-        segment = torch.from_numpy(segments[i : i + 32, None].astype(np.float32)).to(device)
-        gone = remove(image, segment, filled(image, fill))
-        occluded.append(network.probability(gone).cpu().numpy())
-    return probability - np.concatenate(occluded) if occluded else probability
 
 
 def choose_thresholds(

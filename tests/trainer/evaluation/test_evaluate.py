@@ -24,16 +24,16 @@ from tests.conftest import random_network
 from tests.trainer.synthetic_sets import write_csv_set, write_ham, write_nih, write_rsna
 from trainer.cli import main as train
 from trainer.eval_cli import main
-from trainer.evaluation import maps, perturbation, relabelled, result_store, thorough
+from trainer.evaluation import maps, perturbation, result_store, thorough
 from trainer.evaluation import methods as baselines
 from trainer.evaluation import model_dependence as dependence
 from trainer.evaluation.checks import QUESTIONS, checks, verdict
+from trainer.evaluation.code_versions import code_versions
 from trainer.evaluation.decisions import mask_areas
 from trainer.evaluation.methods import METHODS, NEMT, Method
 from trainer.evaluation.result_store import ResultStore
-from trainer.evaluation.scores import Evaluated, scores, table
+from trainer.evaluation.scores import Evaluated, methods_table, scores
 from trainer.progress import Silent
-from trainer.training.recipe import TrainingConfig
 
 FILES = {
     "report.html", "report.md", "metrics.csv", "summary.json", "bars.png", "panels.png",
@@ -83,9 +83,7 @@ def whole(sets: Path, bundle: Path) -> Path:
         patch.setattr(baselines, "RISE_MASKS", 60)
         patch.setattr(perturbation, "STEPS", 5)
         patch.setattr(dependence, "GROUPS", 2)
-        write_ham(sets / "skin", count=7)
-        options = ["--not-target", str(sets / "skin" / "images"), "--label-randomisation"]
-        assert call(bundle, sets / "rsna", sets / "report", *options) == 0
+        assert call(bundle, sets / "rsna", sets / "report") == 0
     return sets / "report"
 
 
@@ -104,10 +102,9 @@ def test_all_methods_with_all_figures(whole: Path) -> None:
     assert {"view", "sex", "age", "ground truth"} == set(found["subgroups"])
     counts = [group["images"] for group in found["subgroups"]["ground truth"].values()]
     assert sum(counts) == found["evaluated"]["with_ground_truth"] == 16
-    assert {"with the target", "without the target", "tiles in random order", "images"} == set(
+    assert {"with the target", "without the target", "tiles in random order"} == set(
         found["silence"]
     )
-    assert found["label_randomisation"]["similarity"]["n"] == 16
     questions = [check["question"] for check in found["checks"]]
     assert len(questions) == len(set(questions)) == QUESTIONS
     assert found["verdict"].startswith(("PASS", "FAIL"))
@@ -192,7 +189,7 @@ def test_a_second_call_computes_only_what_is_new(
     rise = METHODS["rise"]
     for key in ("nemt", "rise", "gradcam++"):
         monkeypatch.setitem(METHODS, key, watched(METHODS[key]))
-    monkeypatch.setattr("trainer.evaluate.time_methods", _no_time)
+    monkeypatch.setattr("trainer.evaluation.evaluate.time_methods", _no_time)
     out = sets / "again"
     options = ["--quick", "--methods", "rise,gradcam++"]
     assert call(bundle, sets / "rsna", out, *options) == 0
@@ -231,7 +228,7 @@ def test_a_slow_method_sees_the_subset_and_the_table_says_so(
     monkeypatch.setattr(maps, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(maps, "SLOW", 0.5)
     monkeypatch.setattr(maps, "SUBSET", 5)
-    monkeypatch.setattr("trainer.evaluate.time_methods", _no_time)
+    monkeypatch.setattr("trainer.evaluation.evaluate.time_methods", _no_time)
     out = sets / "slow"
     given = ("--quick", "--methods", "gradcam,random")
     assert call(bundle, sets / "rsna", out, *given) == 0
@@ -320,7 +317,7 @@ def test_a_failing_method_is_counted_not_hidden(
     for key, function in (("gradcam", odd), ("hirescam", never)):
         method = Method(name=key, library="", settings=str(calls), maps=function)
         monkeypatch.setitem(METHODS, key, method)
-    monkeypatch.setattr("trainer.evaluate.time_methods", _no_time)
+    monkeypatch.setattr("trainer.evaluation.evaluate.time_methods", _no_time)
     out = sets / "failing"
     assert call(bundle, sets / "rsna", out, "--quick", "--methods", "gradcam,hirescam") == 0
     rows = summary(out)["methods"]
@@ -509,7 +506,6 @@ def test_what_cannot_be_evaluated_says_why(
         (well, [], "has no image with 'pneumonia', of 16 images: there is nothing to explain"),
         (rsna, ["--methods", "gradcam,lime"], "--methods: lime is not known for this bundle"),
         (rsna, ["--split", "validation", "--into-bundle"], "figures of the test split only"),
-        (rsna, ["--not-target", str(sets / "empty")], "holds no image that can be read"),
     ):
         assert call(bundle, data, sets / "nothing", *options, "--resume") == 1, message
         assert message in capsys.readouterr().err
@@ -523,7 +519,7 @@ def test_what_cannot_be_evaluated_says_why(
 def test_a_result_cut_off_is_computed_again(sets: Path, bundle: Path, whole: Path) -> None:
     from trainer.data.examples import default_cache
 
-    store = ResultStore(default_cache(), Bundle.load(bundle), "cpu")
+    store = ResultStore(default_cache(), Bundle.load(bundle), "cpu", code_versions())
     store.save({"score": np.array(0.5)}, "kind", "of")
     assert float(store.load("kind", "of")["score"]) == 0.5  # type: ignore[index]
     path = store._path(("kind", "of"))
@@ -614,31 +610,12 @@ def test_a_module_that_learnt_nothing_is_told_apart() -> None:
 
     for share, passed in ((5.0, True), (0.0, False)):
         both = {"nemt": columns(share), "shuffled_module": columns(0.0)}
-        rows = table(both, [str(i) for i in range(12)])
+        rows = methods_table(both, [str(i) for i in range(12)])
         for row in rows.values():
             row["failed"] = 0
         found = checks({"methods": rows, "mask_area": {}})
         answers = {check["question"]: check["passed"] for check in found}
         assert answers["has the explanation module learnt where to look?"] is passed
-
-
-@pytest.mark.parametrize("given", ["target_model_file", "initial_weights_file"])
-def test_labels_are_not_shuffled_where_training_began_with_a_file(
-    sets: Path,
-    bundle: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    given: str,
-) -> None:
-    copy = sets / given
-    shutil.copytree(bundle, copy)
-    content = Bundle.load(copy).manifest.model_dump(mode="json")
-    content["training"][given] = "0" * 64
-    write_manifest(copy, content)
-    monkeypatch.setattr("trainer.eval_cli.evaluate", lambda *_, **__: pytest.fail("evaluated"))
-    out = sets / f"{given}-report"
-    assert call(copy, sets / "rsna", out, "--label-randomisation") == 1
-    assert "leave --label-randomisation out" in capsys.readouterr().err
 
 
 def test_nonsense_is_refused_in_a_line(
@@ -660,21 +637,3 @@ def test_nonsense_is_refused_in_a_line(
         assert message in error
         assert len(error.strip().splitlines()) == 1
     assert not (sets / "new").exists()
-
-
-@pytest.mark.parametrize("has", [True, False])
-def test_a_recipe_is_trained_again_in_the_precision_of_this_processor(
-    monkeypatch: pytest.MonkeyPatch, has: bool
-) -> None:
-    class Asked(Exception):
-        pass
-
-    def asked(config: TrainingConfig, *_: Any, **__: Any) -> None:
-        assert config.bfloat16 is has
-        raise Asked
-
-    monkeypatch.setattr(relabelled, "has_bfloat16", lambda _device: has)
-    monkeypatch.setattr(relabelled, "_train", asked)
-    found: Any = SimpleNamespace(compared=SimpleNamespace(device="cpu"))
-    with pytest.raises(Asked):
-        relabelled.label_randomisation(Bundle.load(), (), Path(), found, Silent(), threads=1)

@@ -13,10 +13,9 @@ from tests.conftest import random_network
 from trainer.evaluation import removal
 from trainer.evaluation.maps import Attributed
 from trainer.evaluation.methods import METHODS, random_maps
-from trainer.evaluation.metrics import (
+from trainer.evaluation.scores import Evaluated, mean_curves, methods_table, scores
+from trainer.metrics import (
     QUANTUS,
-    area_under_curve,
-    bootstrap,
     complexity,
     faithfulness,
     features_in_step,
@@ -27,9 +26,9 @@ from trainer.evaluation.metrics import (
     relevance_rank,
     sparseness,
 )
-from trainer.evaluation.scores import Evaluated, mean_curves, scores, table
 from trainer.report.charts import draw_bars
 from trainer.report.tables import differences_table, methods_list, paper_table
+from trainer.statistics import area_under_curve, bootstrap
 from trainer.training.classifier import auc_by_source, auc_standard_error
 from trainer.training.thresholds import OVERLAP, move, youden
 
@@ -256,7 +255,7 @@ def compare(maps: dict[str, np.ndarray], of: Evaluated) -> dict[str, dict]:
         key: scores(of, Attributed(found=dict(enumerate(each))), gated=key == "nemt")
         for key, each in maps.items()
     }
-    return table(columns, PATIENTS)
+    return methods_table(columns, PATIENTS)
 
 
 def table_of_three() -> dict[str, dict]:
@@ -305,7 +304,7 @@ def test_methods_that_saw_a_part_are_compared_on_that_part() -> None:
     half = {i: np.roll(BOXES[i], 2, axis=1).astype(np.float32) for i in (1, 3)}
     theirs = scores(of, Attributed(found=half))
     assert np.isnan(theirs["relevance_mass"][[0, 2]]).all()
-    found = table({"nemt": ours, "slow": theirs}, PATIENTS)["slow"]
+    found = methods_table({"nemt": ours, "slow": theirs}, PATIENTS)["slow"]
     assert found["relevance_mass"]["n"] == found["nemt_less"]["relevance_mass"]["n"] == 2
     assert found["nemt_over"]["relevance_mass"]["n"] == 2
     assert scores(of, Attributed(failed={0: "no"})) == {}
@@ -389,7 +388,9 @@ def test_a_random_maps_mass_is_the_regions_share() -> None:
         Evaluated(images=images, truth=truth, probability=None),
         Attributed(found=dict(enumerate(maps))),
     )
-    found = table({"random": columns}, [str(i) for i in range(40)])["random"]["relevance_mass"]
+    found = methods_table({"random": columns}, [str(i) for i in range(40)])["random"][
+        "relevance_mass"
+    ]
     assert found["lo"] <= BOX.mean() <= found["hi"]
     assert found["hi"] - found["lo"] < 0.02
 

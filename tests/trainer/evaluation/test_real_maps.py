@@ -14,7 +14,7 @@ from trainer.data.cases import find_cases_to_evaluate
 from trainer.data.examples import default_cache, load_examples
 from trainer.data.ground_truth import ground_truth
 from trainer.evaluation.methods import METHODS
-from trainer.evaluation.metrics import (
+from trainer.metrics import (
     complexity,
     faithfulness,
     features_in_step,

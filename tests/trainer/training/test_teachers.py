@@ -13,8 +13,8 @@ from nemt_dicom.model.bundle import Bundle
 from tests.trainer.synthetic_sets import write_nih
 from tests.trainer.training_kit import stopped_after
 from trainer.cli import main, read_arguments
+from trainer.prepare import prepare
 from trainer.progress import Silent
-from trainer.run import prepare
 from trainer.training import teachers
 from trainer.training.classifier import ClassifierStage
 from trainer.training.distributed import Team

@@ -9,7 +9,6 @@ normalised to [0, 1].
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from functools import lru_cache
 from io import StringIO
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 Values = NDArray[np.float64] | NDArray[np.float32]
@@ -30,16 +28,6 @@ FAITHFULNESS_STEPS = 56
 """Steps in which an image's pixels are removed: the paper's 224 * 4 pixels each, at 224 x 224."""
 QUANTUS = {"normalise": False, "abs": False, "disable_warnings": True}
 """The maps come normalised, and nothing in [0, 1] has another absolute value."""
-
-
-def area_under_curve(scores: Values, labels: Values) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties half."""
-    positive, negative = scores[labels > 0.5], scores[labels < 0.5]
-    if not len(positive) or not len(negative):
-        return float("nan")
-    ranks = rankdata(np.concatenate([positive, negative]))[: len(positive)]
-    above = ranks.sum() - len(positive) * (len(positive) + 1) / 2  # Mann and Whitney's U
-    return float(above / (len(positive) * len(negative)))
 
 
 def min_max(attribution: Values) -> NDArray[np.float64]:
@@ -211,31 +199,3 @@ def _quantus() -> Iterator[Any]:
         import quantus  # noqa: PLC0415
 
         yield quantus
-
-
-@lru_cache(maxsize=4)
-def _resamples(patients: tuple[str, ...], seed: int, count: int) -> list[NDArray[np.intp]]:
-    """Row numbers of each resample; the figures of one table share them."""
-    _, owner = np.unique(np.asarray(patients), return_inverse=True)
-    rows = [np.flatnonzero(owner == i) for i in range(owner.max() + 1)]
-    generator = np.random.default_rng(seed)
-    return [
-        np.concatenate([rows[i] for i in generator.integers(len(rows), size=len(rows))])
-        for _ in range(count)
-    ]
-
-
-def bootstrap(
-    statistic: Callable[[NDArray[np.intp]], float],
-    patients: Sequence[str],
-    *,
-    seed: int = 0,
-    resamples: int = 2000,
-) -> tuple[float, float]:
-    """95 % interval of a statistic of rows, by drawing whole patients with replacement.
-
-    statistic: takes row numbers. A resample where it is not defined (NaN) is left out.
-    """
-    found = [statistic(rows) for rows in _resamples(tuple(patients), seed, resamples)]
-    low, high = np.nanpercentile(found, (2.5, 97.5))
-    return float(low), float(high)
