@@ -410,7 +410,7 @@ def test_the_trainer_proper_cannot_reach_the_truth() -> None:
     reading = {n for n, text in texts.items() if "read_boxes" in text}
     assert reading == {"ground_truth.py", "layouts.py"}
     reaching = {n for n, text in texts.items() if re.search(r"from \S*\bground_truth import", text)}
-    assert reaching == {"ablation.py", "evaluate.py", "plan.py", "run.py"}
+    assert reaching == {"ablation.py", "evaluate.py", "plan.py", "prepare.py"}
 
 
 # --- what is refused ---
