@@ -1,0 +1,168 @@
+"""`manifest.json` of a bundle, schema 3, as frozen values.
+
+What decides an explanation stands at the top: the model's identity is made from it. What was done
+to get there stands in `training` and `data`, for people, for the model card and for the trainer.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from nemt_dicom.model.evaluation import CodeState, Frozen
+from nemt_dicom.model.network import Fill
+
+SCHEMA_VERSION = 3
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Epoch(Frozen):
+    """An epoch of a training run. part: the stage. number: from 1. figures: by name."""
+
+    part: str
+    number: int
+    figures: dict[str, float]
+
+
+class Parameters(Frozen):
+    """Numbers of weights."""
+
+    target_model: int
+    explanation_module: int
+
+
+class MaskThreshold(Frozen):
+    """What one candidate mask threshold gave on the validation images.
+
+    drawn_share_positives: share of positives with a drawn segment. margin: the evidence margin that
+    it brings. mean_fall: mean fall of p without the segment. mean_area: mean share of the image.
+    """
+
+    drawn_share_positives: float
+    margin: float
+    mean_fall: float
+    mean_area: float
+
+
+class ThresholdRecord(Frozen):
+    """What the chosen thresholds gave on the validation images.
+
+    by_mask_threshold: every candidate, by its value.
+    """
+
+    sensitivity: float
+    specificity: float
+    images_with_segment: int
+    drawn_share_positives: float
+    drawn_share_negatives: float
+    by_mask_threshold: dict[str, MaskThreshold]
+
+
+class Parent(Frozen):
+    """The bundle that a target model was taken from, and what it says of its own training.
+
+    data: fingerprint of the data it was trained on. module_kept: whether its explanation module was
+    taken, too. target_model_file, initial_weights_file: SHA-256 of files its training began with.
+    """
+
+    name: str
+    version: str
+    digest: str
+    data: str | None
+    module_kept: bool
+    code: CodeState | None
+    device: str | None
+    target_model_file: str | None
+    initial_weights_file: str | None
+    epochs: tuple[Epoch, ...]
+
+
+class Training(Frozen):
+    """How a bundle was made.
+
+    recipe: the recipe as the trainer writes it; the service does not read it.
+    target_model_file, initial_weights_file: SHA-256 of weights that were given as files.
+    parent: the bundle that the target model was taken from.
+    thresholds: None if the bundle explains no fixed target.
+    libraries: versions that decide the bits. minutes: since the run began or was resumed.
+    weights: how they are stored. half_precision_changes_answer: largest change on validation images.
+    """
+
+    recipe: dict[str, Any]
+    target_model_file: str | None
+    initial_weights_file: str | None
+    parent: Parent | None
+    thresholds: ThresholdRecord | None
+    libraries: dict[str, str]
+    parameters: Parameters
+    minutes: float
+    device: str
+    processes: int
+    resumed: bool
+    code: CodeState
+    epochs: tuple[Epoch, ...]
+    weights: Literal["float16", "float32"]
+    half_precision_changes_answer: float
+
+
+class SplitCounts(Frozen):
+    """Numbers of a split of one source."""
+
+    images: int
+    positives: int
+    patients: int
+
+
+class SeenPatients(Frozen):
+    """Salted hashes of the patients that a bundle was trained on or chosen by.
+
+    hashes: with spaces between. whole: whether they are all patients that the networks have seen.
+    """
+
+    salt: str
+    hashes: str
+    whole: bool
+
+
+class TrainingData(Frozen):
+    """The data of a training run.
+
+    label: the canonical name of the target in the data. splits: counts by "SOURCE SPLIT".
+    fingerprint: SHA-256 of names and labels. seen: None for bundles from before release 0.6.
+    """
+
+    sources: tuple[str, ...]
+    label: str
+    splits: dict[str, SplitCounts]
+    fingerprint: str
+    notes: tuple[str, ...]
+    seen: SeenPatients | None
+
+
+class Manifest(Frozen):
+    """`manifest.json`. Nothing in it has a default: a missing key is an error.
+
+    name, version: what people call the bundle; version is the release that trained it.
+    decision_threshold: acts on the probability p; below it nothing is drawn.
+    mask_threshold: makes the mask a segment.
+    evidence_margin: how far p must fall when the segment is occluded.
+    fill: what takes the place of occluded pixels.
+    training, data: None for a bundle that was not made by the trainer.
+    sha256: of every file of the folder, its own included.
+    """
+
+    schema_version: Literal[3]
+    name: str
+    version: str
+    target: str
+    source_kinds: tuple[Literal["dicom", "picture", "photograph"], ...]
+    decision_threshold: Probability
+    mask_threshold: Annotated[float, Field(gt=0, lt=1)]
+    evidence_margin: Annotated[float, Field(ge=-1, le=1)]
+    fill: Fill
+    preprocessing: dict[str, Any]
+    architecture: dict[str, Any]
+    training: Training | None
+    data: TrainingData | None
+    sha256: dict[str, str]
