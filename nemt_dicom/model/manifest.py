@@ -86,7 +86,8 @@ class Training(Frozen):
     parent: the bundle that the target model was taken from.
     thresholds: None if the bundle explains no fixed target.
     libraries: versions that decide the bits. minutes: since the run began or was resumed.
-    weights: how they are stored. half_precision_changes_answer: largest change on validation images.
+    weights: how they are stored.
+    half_precision_changes_answer: the largest change of the answer for a validation image.
     """
 
     recipe: dict[str, Any]
@@ -140,8 +141,8 @@ class TrainingData(Frozen):
     seen: SeenPatients | None
 
 
-class Manifest(Frozen):
-    """`manifest.json`. Nothing in it has a default: a missing key is an error.
+class Description(Frozen):
+    """What the maker of a bundle says of it. Nothing in it has a default: a missing key is an error.
 
     name, version: what people call the bundle; version is the release that trained it.
     decision_threshold: acts on the probability p; below it nothing is drawn.
@@ -149,10 +150,8 @@ class Manifest(Frozen):
     evidence_margin: how far p must fall when the segment is occluded.
     fill: what takes the place of occluded pixels.
     training, data: None for a bundle that was not made by the trainer.
-    sha256: of every file of the folder, its own included.
     """
 
-    schema_version: Literal[3]
     name: str
     version: str
     target: str
@@ -162,7 +161,16 @@ class Manifest(Frozen):
     evidence_margin: Annotated[float, Field(ge=-1, le=1)]
     fill: Fill
     preprocessing: dict[str, Any]
-    architecture: dict[str, Any]
     training: Training | None
     data: TrainingData | None
+
+
+class Manifest(Description):
+    """`manifest.json`: the description, the architecture, and the SHA-256 of every file.
+
+    sha256: by file name, the manifest's own included.
+    """
+
+    schema_version: Literal[3]
+    architecture: dict[str, Any]
     sha256: dict[str, str]
