@@ -46,8 +46,12 @@ class LineFormatter(logging.Formatter):
             text = record.getMessage()
             if record.exc_info and record.exc_info[1] is not None:
                 text += f" ({describe_error(record.exc_info[1])})"
-        source = record.name.removeprefix("nemt_dicom.")
+        source = record.name.rpartition(".")[2] if _is_ours(record) else record.name
         return f"{when} {record.levelname.lower()} {source}: {escape(text)}"
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.name.startswith("nemt_dicom.")
 
 
 def _is_safe(record: logging.LogRecord) -> bool:
