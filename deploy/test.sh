@@ -21,4 +21,6 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
 fi
 cd "$root"
+# One thread a test process, and none that spins while it waits: tests pass beside other work.
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 exec .venv/bin/python -m pytest -n auto --dist loadfile "$@"
