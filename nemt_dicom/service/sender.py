@@ -21,10 +21,10 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 
 from nemt_dicom.config import DeliverySettings, DicomDestination, FolderDestination, Settings
+from nemt_dicom.files import Fs
 from nemt_dicom.intake.header import valid_uid
 from nemt_dicom.log import escape
 from nemt_dicom.state.records import StoredOutput
-from nemt_dicom.state.spool import Fs
 
 # PS3.4 table B.2-1 and PS3.7 annex C. What is in none of these says nothing of the object: the
 # destination is out of resources, not configured for us or at fault itself.

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from nemt_dicom.errors import Reason
-from nemt_dicom.log import instance_name
 from nemt_dicom.state import queries
 from nemt_dicom.state.database import Database
+from nemt_dicom.state.migrations import FUNCTIONS, STEPS
 from nemt_dicom.state.records import (
     CONFLICT_REASON,
     Arrival,
@@ -50,8 +50,8 @@ class Store:
         self.path = state_dir / "store.db"
         self._db = Database(
             self.path,
-            schema=queries.SCHEMA,
-            version=queries.SCHEMA_VERSION,
+            steps=STEPS,
+            functions=FUNCTIONS,
             read_only=read_only,
         )
 
@@ -352,10 +352,8 @@ class Store:
         """The SOP Instance UID of the instance that `key` means, or None: its own UID or that of
         an output, or the name that the log gives to either.
         """
-        uids = self._db.rows(queries.UIDS)
-        exact = (found for uid, found in uids if uid == key)
-        named = (found for uid, found in uids if instance_name(uid) == key)
-        return next(exact, None) or next(named, None)
+        rows = self._db.rows(queries.FIND, (key,))
+        return str(rows[0][1]) if rows else None
 
     def instances(
         self, *, state: InstanceState | None = None, sop_instance_uid: str | None = None

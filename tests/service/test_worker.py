@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from nemt_dicom.config import Settings
+from nemt_dicom.files import Fs
 from nemt_dicom.service import worker
 from nemt_dicom.service.child import Life
 from nemt_dicom.service.worker import Worker, run_worker
 from nemt_dicom.state.records import Arrival
-from nemt_dicom.state.spool import Fs, Spool
+from nemt_dicom.state.spool import Spool
 from nemt_dicom.state.store import Store
 from tests.service.service_kit import PATIENT, StandInEngine, encode, radiograph
 
