@@ -8,6 +8,10 @@ from pathlib import Path
 class Fs:
     """The file operations durability rests on, in one place so that a test can fail or cut them."""
 
+    def read(self, path: Path) -> bytes:
+        """All bytes of a file."""
+        return path.read_bytes()
+
     def write(self, path: Path, data: bytes) -> None:
         """Writes a new file. It is an error if `path` exists."""
         with path.open("xb") as file:

@@ -21,7 +21,7 @@ from pydicom.data import get_testdata_file
 
 from nemt_dicom import cli, demo
 from nemt_dicom.errors import NemtError, Reason
-from nemt_dicom.state.records import Arrival, Rejection, StoredOutput
+from nemt_dicom.state.records import Arrival, Output, Rejection
 from nemt_dicom.state.store import Store
 from tests.service.hospital import Service
 from tests.state import version_1
@@ -241,7 +241,7 @@ def receive(state: Path, *uids: str) -> None:
                 )
             )
             (item,) = store.claim("w", 1)
-            output = StoredOutput(
+            output = Output(
                 kind="seg",
                 sop_class_uid="1.2.3",
                 sop_instance_uid=f"{uid}.1",

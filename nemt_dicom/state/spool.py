@@ -57,7 +57,7 @@ class Spool:
         Raises `DamagedBlob` where they no longer are, `OSError` where they cannot be read:
         `FileNotFoundError` where there are none.
         """
-        data = self.path(digest).read_bytes()
+        data = self.fs.read(self.path(digest))
         if hashlib.sha256(data).hexdigest() != digest:
             raise DamagedBlob("its bytes are damaged")
         return data
@@ -78,10 +78,16 @@ class Spool:
 
     def put(self, data: bytes) -> str:
         """Stores `data`; returns its SHA-256."""
+        digest = hashlib.sha256(data).hexdigest()
+        self.store(digest, data)
+        return digest
+
+    def store(self, digest: str, data: bytes) -> None:
+        """Stores `data`, whose SHA-256 the caller knows to be `digest`."""
         temporary = self.tmp / uuid.uuid4().hex
         try:
             self.fs.write(temporary, data)
-            return self.adopt(temporary, hashlib.sha256(data).hexdigest())
+            self.adopt(temporary, digest)
         except BaseException:
             self.fs.unlink(temporary)
             raise

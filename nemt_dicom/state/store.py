@@ -28,11 +28,11 @@ from nemt_dicom.state.records import (
     DeliveryState,
     Instance,
     InstanceState,
+    Output,
     Parcel,
     Receipt,
     Rejection,
     Retried,
-    StoredOutput,
 )
 
 MAX_STRIKES = 3  # runs alone that ended in a failure or a crash of the worker
@@ -167,7 +167,7 @@ class Store:
         lease: str,
         instance: int,
         *,
-        outputs: Sequence[StoredOutput],
+        outputs: Sequence[Output],
         destinations: Sequence[str],
         summary: Mapping[str, Any],
     ) -> bool:
@@ -183,7 +183,7 @@ class Store:
             self._db.execute(queries.DROP_SUPERSEDED, (instance, kept))
         return True
 
-    def _add_output(self, instance: int, output: StoredOutput, destinations: Sequence[str]) -> None:
+    def _add_output(self, instance: int, output: Output, destinations: Sequence[str]) -> None:
         uids = (output.sop_class_uid, output.study_instance_uid, output.transfer_syntax_uid)
         row = (output.sop_instance_uid, instance, output.kind, *uids, output.blob)
         self._db.execute(queries.ADD_OUTPUT, row)
@@ -244,7 +244,7 @@ class Store:
         if not rows:
             return None
         attempts, rejections, kind, sop_class, sop_instance, study, syntax, blob, source = rows[0]
-        output = StoredOutput(
+        output = Output(
             kind=kind,
             sop_class_uid=sop_class,
             sop_instance_uid=sop_instance,
