@@ -3,8 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rich.text import Text
 from nemt_dicom import __version__
 from nemt_dicom.config import Settings, load_settings
 from nemt_dicom.errors import ConfigError, NemtError, Refused, StateInUse
+from nemt_dicom.files import write_whole
 
 EXIT_OK, EXIT_FAILED, EXIT_TEMPORARY, EXIT_CONFIG, EXIT_INTERRUPTED = 0, 1, 75, 78, 130
 """EX_TEMPFAIL and EX_CONFIG of sysexits.h, SIGINT as a shell counts it; argparse exits with 2."""
@@ -199,8 +199,8 @@ def _explain(options: argparse.Namespace) -> int:
     from nemt_dicom.jobs import folding_table  # noqa: PLC0415
     from nemt_dicom.model.bundle import Bundle  # noqa: PLC0415
     from nemt_dicom.model.explainer import Explainer  # noqa: PLC0415
-    from nemt_dicom.outputs.secondary_capture import picture  # noqa: PLC0415
-    from nemt_dicom.pipeline import build_outputs, read_source  # noqa: PLC0415
+    from nemt_dicom.outputs.secondary_capture import as_png  # noqa: PLC0415
+    from nemt_dicom.pipeline import build_outputs, content_digest, read_source  # noqa: PLC0415
 
     settings = _settings(options)
     explainer = Explainer(Bundle.load_served(settings.explanation.bundle), settings.explanation)
@@ -215,17 +215,20 @@ def _explain(options: argparse.Namespace) -> int:
             list(zip(options.files, names, strict=True)), description="explaining"
         ):
             try:
-                source = read_source(file, settings.input)
+                data = file.read_bytes()
+                source = read_source(data, settings.input)
                 (explanation,) = explainer.explain([source.radiograph])
                 outputs = build_outputs(
-                    source, explanation, settings=settings.output, received=_modified(file)
+                    source,
+                    explanation,
+                    settings=settings.output,
+                    digest=content_digest(data),
+                    received=_modified(file),
                 )
-                for output in outputs:
-                    with _whole_file(options.out / f"{name}.{output.kind}.dcm") as part:
-                        part.write_bytes(output.data)
+                for output, data in outputs:
+                    write_whole(options.out / f"{name}.{output.kind}.dcm", data)
                     if output.kind == "sc":
-                        with _whole_file(options.out / f"{name}.png") as part:
-                            picture(output.data).save(part, "PNG")
+                        write_whole(options.out / f"{name}.png", as_png(data))
             except (Refused, OSError) as error:
                 failed += 1
                 text = str(error) if isinstance(error, Refused) else error.strerror or "unreadable"
@@ -233,22 +236,11 @@ def _explain(options: argparse.Namespace) -> int:
                 continue
             e = explanation.evidence
             figures = [f"{v:.3f}" for v in (e.probability, e.occluded, e.kept)]
-            written = f"{name}.{{{','.join(o.kind for o in outputs)}}}.dcm, {name}.png"
+            written = f"{name}.{{{','.join(o.kind for o, _ in outputs)}}}.dcm, {name}.png"
             table.add_row(file.name, explanation.verdict.value, *figures, written)
     _whole().print(table)
     console.print(NOTICE)
     return EXIT_FAILED if failed else EXIT_OK
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """Where to write what is at `path` as soon as it is complete, and nowhere if it fails."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _make_folder(out: Path) -> None:

@@ -34,7 +34,8 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
 from nemt_dicom.errors import NemtError
-from nemt_dicom.outputs.secondary_capture import picture
+from nemt_dicom.files import write_whole
+from nemt_dicom.outputs.secondary_capture import as_png
 from nemt_dicom.state.records import DeliveryState, Instance, InstanceState
 from nemt_dicom.state.store import Store
 
@@ -290,9 +291,9 @@ def _write(objects: Sequence[bytes], out: Path, stem: str) -> Iterator[Path]:
     for data in objects:
         is_sc = dcmread(BytesIO(data), stop_before_pixels=True).Modality == "OT"
         path = out / f"{stem}.{'sc' if is_sc else 'seg'}.dcm"
-        path.write_bytes(data)
+        write_whole(path, data)
         yield path
         if is_sc:
             preview = out / f"{stem}.png"
-            picture(data).save(preview)
+            write_whole(preview, as_png(data))
             yield preview

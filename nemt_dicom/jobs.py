@@ -87,7 +87,8 @@ def retry(settings: Settings, keys: Sequence[str] | None, *, by_file: bool) -> l
     settings cannot be the service's own, for results went elsewhere.
     """
     configured = [destination.name for destination in settings.resolved_destinations()]
-    with opened(settings) as store:  # a reader: it makes no database where there is none
+    # A reader first: it makes no database, and migrates none under a service that runs.
+    with opened(settings) as store:
         uids = None if keys is None else [find(store, key) for key in keys]
         others = store.destinations().difference(configured)
     if others and not settings.destinations and not by_file:

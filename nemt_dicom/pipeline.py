@@ -1,48 +1,57 @@
-"""From a received file to its outputs: the one path that the worker and `explain` share."""
+"""From received bytes to outputs: the one path that the worker and `explain` share.
+
+`Engine` is what the worker knows of it. `PipelineEngine` is the real one; importing this file
+loads torch and the pixel decoders.
+"""
 
 import hashlib
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
-from pathlib import Path
+from typing import Protocol
 
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ImplicitVRLittleEndian
 
-from nemt_dicom.config import InputSettings, OutputSettings
+from nemt_dicom.config import InputSettings, OutputSettings, Settings
 from nemt_dicom.errors import Reason, Refused
 from nemt_dicom.intake.header import dataset_offset
 from nemt_dicom.intake.radiograph import Radiograph
+from nemt_dicom.model.bundle import Bundle
+from nemt_dicom.model.explainer import Explainer
 from nemt_dicom.model.explanation import Explanation
-from nemt_dicom.outputs.derived import Origin, Output
+from nemt_dicom.outputs.derived import Origin
 from nemt_dicom.outputs.secondary_capture import build_secondary_capture
 from nemt_dicom.outputs.segmentation import build_fractional, build_segmentation
+from nemt_dicom.state.records import Output
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """A received image. dataset: its header, without pixel data.
+    """A received image.
 
-    digest: SHA-256 of the dataset as received, without preamble and file meta information.
+    dataset: its header, without pixel data.
+    radiograph: its pixels, decoded.
     """
 
     dataset: Dataset
     radiograph: Radiograph
-    digest: str
 
 
-def read_source(path: Path, settings: InputSettings) -> Source:
-    """Reads and decodes a file, with or without file meta information.
+def read_source(data: bytes, settings: InputSettings) -> Source:
+    """Reads and decodes the bytes of a file, with or without file meta information.
 
-    Raises `Refused` with the reason where it is not a radiograph that can be explained, `OSError`
-    where the file cannot be read.
+    Raises `Refused` with the reason if it is not a radiograph that can be explained.
     """
-    raw = path.read_bytes()
     with disable_value_validation():  # its warnings quote values, and so patients
         try:
-            dataset = dcmread(BytesIO(raw), force=True)
+            dataset = dcmread(BytesIO(data), force=True)
         except (InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError) as error:
             kind = type(error).__name__
             raise Refused(Reason.UNPARSABLE, f"not a DICOM file ({kind})") from error
@@ -57,21 +66,37 @@ def read_source(path: Path, settings: InputSettings) -> Source:
                 raise Refused(Reason.MISSING_ATTRIBUTE, f"{keyword} is missing")
         radiograph = Radiograph.from_dataset(dataset, settings)
     del dataset.PixelData
-    start = dataset_offset(BytesIO(raw)) if dataset.preamble else 0
-    digest = hashlib.sha256(memoryview(raw)[start:]).hexdigest()
-    return Source(dataset=dataset, radiograph=radiograph, digest=digest)
+    return Source(dataset=dataset, radiograph=radiograph)
+
+
+def content_digest(data: bytes) -> str:
+    """SHA-256 of the dataset in a file, without preamble and file meta information.
+
+    It is the digest that the receiver puts into the database. Raises `Refused` if the file meta
+    information has no length.
+    """
+    start = dataset_offset(BytesIO(data)) if data[128:132] == b"DICM" else 0
+    return hashlib.sha256(memoryview(data)[start:]).hexdigest()
 
 
 def build_outputs(
-    source: Source, explanation: Explanation, *, settings: OutputSettings, received: datetime
-) -> tuple[Output, ...]:
-    """The SEG and the SC of one explanation, and the fractional SEG where it is configured.
+    source: Source,
+    explanation: Explanation,
+    *,
+    settings: OutputSettings,
+    digest: str,
+    received: datetime,
+) -> list[tuple[Output, bytes]]:
+    """The SEG and the SC of one explanation, and the fractional SEG if it is configured.
 
-    received: time of receipt, with a time zone. The same arguments give the same bytes.
+    Each comes with its bytes, a whole file (PS3.10). The same arguments give the same bytes.
+
+    digest: the source's `content_digest`.
+    received: time of receipt, with a time zone.
     """
     origin = Origin(
         source=source.dataset,
-        digest=source.digest,
+        digest=digest,
         explanation=explanation,
         settings=settings,
         received=received,
@@ -83,4 +108,72 @@ def build_outputs(
         ]
         if settings.seg_fractional:
             outputs.append(build_fractional(origin))
-    return tuple(outputs)
+    return outputs
+
+
+class Engine(Protocol):
+    """What explains in the worker: the pipeline with an explainer, or a stand-in of a test."""
+
+    @property
+    def device(self) -> str:
+        """The processor, as people name it."""
+
+    @property
+    def bundle(self) -> str:
+        """The model bundle: name, version, digest."""
+
+    def read(self, data: bytes) -> Source:
+        """Reads the bytes of a received file. Raises `Refused`."""
+
+    def explain(self, sources: Sequence[Source]) -> list[Explanation]:
+        """One explanation for each source, in order. Raises `BadOutput`."""
+
+    def build(
+        self, source: Source, explanation: Explanation, *, digest: str, received: datetime
+    ) -> Sequence[tuple[Output, bytes]]:
+        """The outputs of one source, with their bytes; see `build_outputs`. Raises `BadOutput`."""
+
+
+EngineFactory = Callable[[Settings], Engine]
+"""Makes the engine in the worker process; picklable. Raises `BundleError`."""
+
+
+class PipelineEngine:
+    """The real engine."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Loads the bundle and replays its golden image. Raises `BundleError`."""
+        self._settings = settings
+        bundle = Bundle.load_served(settings.explanation.bundle)
+        if not bundle.manifest.evaluated:
+            LOGGER.warning(
+                "bundle %s says nothing of how good its explanations are: "
+                "nemt-eval --bundle %s --data DIR --out DIR --into-bundle",
+                bundle.digest[:12],
+                bundle.folder,
+            )
+        self._explainer = Explainer(bundle, settings.explanation)
+
+    @property
+    def device(self) -> str:
+        return self._explainer.device_name
+
+    @property
+    def bundle(self) -> str:
+        bundle = self._explainer.bundle
+        manifest = bundle.manifest
+        return f"{manifest.name} {manifest.version} ({bundle.digest[:12]})"
+
+    def read(self, data: bytes) -> Source:
+        return read_source(data, self._settings.input)
+
+    def explain(self, sources: Sequence[Source]) -> list[Explanation]:
+        return self._explainer.explain([source.radiograph for source in sources])
+
+    def build(
+        self, source: Source, explanation: Explanation, *, digest: str, received: datetime
+    ) -> Sequence[tuple[Output, bytes]]:
+        settings = self._settings.output
+        return build_outputs(
+            source, explanation, settings=settings, digest=digest, received=received
+        )

@@ -28,7 +28,7 @@ def imported(path: Path) -> set[str]:
 
 
 OWNERS = {
-    "pynetdicom": {"listener", "sender", "demo"},
+    "pynetdicom": {"listener", "sender", "demo", "pynetdicom_patches"},
     "apsw": {"database"},
     "sqlite3": set(),
     "pickle": {"child"},  # settings from parent to child, never a file
@@ -64,6 +64,33 @@ def test_network_processes_reach_no_torch_and_no_decoder(module: str) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert found.stdout.strip() == ""
+
+
+INSIDE_OF_PYNETDICOM = {"acse", "dimse", "dul", "to_user_queue"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.parent.name == "service" or path.stem == "demo"],
+    ids=lambda path: path.stem,
+)
+def test_the_inside_of_pynetdicom_is_for_one_file(path: Path) -> None:
+    """Each of its private names is in pynetdicom_patches.py, with its reason."""
+    if path.stem == "pynetdicom_patches":
+        return
+    ours = {"self", "cls", "os"}  # os._exit
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            private = node.attr.startswith("_") and not node.attr.startswith("__")
+            assert not private or ast.unparse(node.value) in ours, ast.unparse(node)
+            assert node.attr not in INSIDE_OF_PYNETDICOM, ast.unparse(node)
+    private_imports = {
+        name
+        for name in imported(path)
+        if name.startswith("pynetdicom.") and any(p.startswith("_") for p in name.split("."))
+    }
+    assert private_imports == set()
+    assert "pynetdicom.transport" not in imported(path)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

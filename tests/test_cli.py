@@ -21,9 +21,10 @@ from pydicom.data import get_testdata_file
 
 from nemt_dicom import cli, demo
 from nemt_dicom.errors import NemtError, Reason
-from nemt_dicom.state.records import Arrival, Rejection, StoredOutput
+from nemt_dicom.state.records import Arrival, Output, Rejection
 from nemt_dicom.state.store import Store
 from tests.service.hospital import Service
+from tests.state import version_1
 
 CHEST = str(get_testdata_file("RG1_UNCR.dcm", download=False))
 LEG = str(get_testdata_file("RG3_UNCR.dcm", download=False))
@@ -240,7 +241,7 @@ def receive(state: Path, *uids: str) -> None:
                 )
             )
             (item,) = store.claim("w", 1)
-            output = StoredOutput(
+            output = Output(
                 kind="seg",
                 sop_class_uid="1.2.3",
                 sop_instance_uid=f"{uid}.1",
@@ -321,6 +322,15 @@ def test_retry_says_what_it_did(tmp_path, capsys, monkeypatch) -> None:
     (tmp_path / "empty").mkdir()
     assert run("jobs", "retry", "--all", "--state", str(tmp_path / "empty")) == 1
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "1.2.3"], ["retry", "--all"]])
+def test_a_database_of_an_earlier_release_is_left_to_serve(tmp_path, capsys, command) -> None:
+    """The service of that release may run, and would not know the new tables."""
+    version_1.write(tmp_path)
+    assert run("jobs", *command, "--state", str(tmp_path)) == 1
+    assert "start `nemt-dicom serve`, which migrates it" in capsys.readouterr().err
+    assert version_1.version(tmp_path / "store.db") == 1
 
 
 def test_a_locked_database_is_said(tmp_path, capsys, monkeypatch) -> None:

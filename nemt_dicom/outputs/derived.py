@@ -21,6 +21,7 @@ from nemt_dicom import __version__
 from nemt_dicom.config import OutputSettings
 from nemt_dicom.model.explanation import Explanation
 from nemt_dicom.outputs.repair import UNUSABLE, UTF_8, character_set, comes_back, copied
+from nemt_dicom.state.records import Output
 
 NEMT_NAMESPACE = uuid.UUID("6d8e2b4c-0f5a-5c1e-9a53-1d0b7c4e8f21")
 
@@ -77,18 +78,6 @@ CHEST_PARTS = frozenset(
 )
 """Body parts of PS3.16 Annex L that have no side. With another, dciodvfy asks for Laterality (PS3.3
 C.7.3.1, type 2C), and outputs say CHEST: it is what the image was admitted as."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """One object, ready to be stored and sent. data: a whole DICOM file (PS3.10)."""
-
-    kind: str
-    sop_class_uid: str
-    sop_instance_uid: str
-    study_instance_uid: str
-    transfer_syntax_uid: str
-    data: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,18 +288,20 @@ def finish(dataset: Dataset, origin: Origin, clean: Dataset) -> None:
         del dataset.Laterality
 
 
-def to_output(dataset: Dataset, kind: str) -> Output:
-    """Serialises a finished dataset."""
+def to_output(dataset: Dataset, kind: str) -> tuple[Output, bytes]:
+    """Serialises a finished dataset; returns what it is and its bytes, a whole file (PS3.10)."""
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
-    return Output(
+    data = buffer.getvalue()
+    output = Output(
         kind=kind,
         sop_class_uid=str(dataset.SOPClassUID),
         sop_instance_uid=str(dataset.SOPInstanceUID),
         study_instance_uid=str(dataset.StudyInstanceUID),
         transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
-        data=buffer.getvalue(),
+        blob=hashlib.sha256(data).hexdigest(),
     )
+    return output, data
 
 
 def _source_image(clean: Dataset) -> Dataset:

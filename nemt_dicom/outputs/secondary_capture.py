@@ -21,8 +21,9 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from nemt_dicom.model.explanation import Explanation, Verdict
 from nemt_dicom.outputs import derived
-from nemt_dicom.outputs.derived import DISCLAIMER, Origin, Output
+from nemt_dicom.outputs.derived import DISCLAIMER, Origin
 from nemt_dicom.outputs.repair import decimal
+from nemt_dicom.state.records import Output
 
 SERIES_NUMBER = 9901
 
@@ -40,7 +41,7 @@ LEGEND_SHARE = 0.74
 
 def build_secondary_capture(
     origin: Origin, pixels: NDArray[np.float32], aspect: float = 1.0
-) -> Output:
+) -> tuple[Output, bytes]:
     """The overlay of `pixels`, (rows, columns) in [0, 1] with 1 white, as a stored object.
 
     aspect: height of a pixel over its width; the overlay's pixels are square.
@@ -230,3 +231,10 @@ def picture(data: bytes) -> Image.Image:
     dataset = dcmread(BytesIO(data))
     frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
     return Image.open(BytesIO(frame)).convert("RGB")
+
+
+def as_png(data: bytes) -> bytes:
+    """The picture inside a Secondary Capture of ours, as a PNG file."""
+    buffer = BytesIO()
+    picture(data).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -13,8 +13,9 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 
 from nemt_dicom.config import PlaneGeometry
 from nemt_dicom.outputs import derived
-from nemt_dicom.outputs.derived import TYPE_2, Origin, Output
+from nemt_dicom.outputs.derived import TYPE_2, Origin
 from nemt_dicom.outputs.repair import decimal
+from nemt_dicom.state.records import Output
 
 SERIES_NUMBER = 9902
 SERIES_NUMBER_FRACTIONAL = 9903
@@ -35,14 +36,14 @@ FOR_HIGHDICOM = frozenset(
 IDENTITY_ORIENTATION = [1, 0, 0, 0, 1, 0]
 
 
-def build_segmentation(origin: Origin) -> Output:
+def build_segmentation(origin: Origin) -> tuple[Output, bytes]:
     """The drawn segment as a BINARY segmentation of one frame; empty where nothing is drawn."""
     pixels = origin.explanation.drawn[None].astype(np.uint8)
     dataset = _build(origin, "seg", pixels, "BINARY", SERIES_NUMBER, ExplicitVRLittleEndian)
     return derived.to_output(dataset, "seg")
 
 
-def build_fractional(origin: Origin) -> Output:
+def build_fractional(origin: Origin) -> tuple[Output, bytes]:
     """The soft mask as a FRACTIONAL segmentation: mask weight, not disease probability."""
     explanation = origin.explanation
     shown = np.where(explanation.drawn.any(), explanation.mask, np.float32(0))

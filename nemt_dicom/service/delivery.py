@@ -16,8 +16,9 @@ from nemt_dicom.config import DeliverySettings, Settings
 from nemt_dicom.errors import DamagedBlob, StateError
 from nemt_dicom.log import describe_error, instance_name
 from nemt_dicom.service.child import Life
-from nemt_dicom.service.sender import Answer, Outcome, Sender, configure_libraries, make_sender
-from nemt_dicom.state.records import Parcel, StoredOutput
+from nemt_dicom.service.pynetdicom_patches import configure_sending
+from nemt_dicom.service.sender import Answer, Outcome, Sender, make_sender
+from nemt_dicom.state.records import Output, Parcel
 from nemt_dicom.state.spool import Spool
 from nemt_dicom.state.store import Store
 
@@ -66,9 +67,9 @@ class Courier:
             return None
         return self._settle(parcel, self._attempt(parcel.output))
 
-    def _attempt(self, output: StoredOutput) -> Outcome:
+    def _attempt(self, output: Output) -> Outcome:
         try:
-            self._spool.read(output.blob)  # verified here; the sender finds them in memory
+            data = self._spool.read(output.blob)
         except FileNotFoundError:
             if not self._spool.holds_anything():
                 return Outcome(answer=Answer.LATER, detail="the spool is empty; is it mounted?")
@@ -79,7 +80,7 @@ class Courier:
             detail = f"its bytes cannot be read: {error.strerror}"
             return Outcome(answer=Answer.LATER, detail=detail)
         try:
-            return self._sender.send(output, self._spool.path(output.blob))
+            return self._sender.send(output, data)
         except Exception as error:  # noqa: BLE001 (one output must not hold up the others)
             return Outcome(answer=Answer.LATER, detail=describe_error(error))
 
@@ -160,7 +161,7 @@ def _kept(outcome: Outcome) -> str:
 
 def run_delivery(settings: Settings, life: Life) -> None:
     """The delivery process, until it is told to stop."""
-    configure_libraries()
+    configure_sending()
     store = Store(settings.state.dir)
     spool = Spool(settings.state.dir, process="delivery")
     threads = []

@@ -7,11 +7,8 @@ on the disk. PS3.4 annex B (Storage Service Class), PS3.7 section 9.1.1 (C-STORE
 import errno
 import logging
 import os
-import socket
-import socketserver
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,17 +28,24 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     RLELossless,
 )
-from pynetdicom import AE, _config, dimse_messages, evt
-from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
-from pynetdicom.transport import ThreadedAssociationServer
 
 from nemt_dicom.config import ListenerSettings, Settings
 from nemt_dicom.errors import Reason, Refused, StateError
 from nemt_dicom.intake.admission import SOP_CLASSES
 from nemt_dicom.log import describe_error, instance_name
 from nemt_dicom.service.child import Life
-from nemt_dicom.service.incoming import IncomingFile, PduReader
+from nemt_dicom.service.incoming import IncomingFile
+from nemt_dicom.service.pynetdicom_patches import (
+    AssociationServer,
+    configure_receiving,
+    file_of_message,
+    file_of_request,
+    forget_connection,
+    guard_reading,
+    partial_file,
+)
 from nemt_dicom.service.receiver import Receiver, Request
 from nemt_dicom.state.records import Receipt
 from nemt_dicom.state.spool import Spool
@@ -87,42 +91,6 @@ REFUSAL_STATUS = {
 STOP_PATIENCE = 5.0  # seconds for C-STORE operations under way to end
 
 
-class _Server(ThreadedAssociationServer):  # type: ignore[misc]
-    """Answers small messages at once, and lets senders queue for a connection."""
-
-    request_queue_size = 128
-    max_per_address = 0
-
-    def __init__(self, *values: Any, **named: Any) -> None:
-        # The address of each connection. One that is no longer used is closed or forgotten.
-        self._connections: WeakKeyDictionary[socket.socket, str] = WeakKeyDictionary()
-        super().__init__(*values, **named)
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        connection, address = super().get_request()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.settimeout(self.ae.network_timeout)  # of a peer that stops inside a message
-        return connection, address
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Takes a connection only where its address has not used up its places."""
-        address = client_address[0]
-        taken = sum(
-            peer == address and connection.fileno() != -1
-            for connection, peer in list(self._connections.items())
-        )
-        has_place = bool(taken < self.max_per_address)
-        if has_place:
-            self._connections[request] = address
-        else:
-            LOGGER.warning("closed a connection: there are %d from %s already", taken, address)
-        return has_place
-
-    def stop_accepting(self) -> None:
-        socketserver.TCPServer.shutdown(self)
-        self.server_close()
-
-
 class Listener:
     """The storage SCP. `start` binds the port, `stop` ends what is under way and closes it."""
 
@@ -132,9 +100,9 @@ class Listener:
         self._under_way = 0
         self._lock = threading.Lock()
         self._ae = _application_entity(self._settings)
-        self._server: _Server | None = None
+        self._server: AssociationServer | None = None
         # Files of complete datasets that wait for `_on_store`, by association, oldest first.
-        self._waiting: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
+        self._waiting: WeakKeyDictionary[Any, list[IncomingFile]] = WeakKeyDictionary()
 
     def start(self) -> None:
         """Raises `StateError` where the address cannot be bound."""
@@ -148,7 +116,9 @@ class Listener:
         ]
         address = (self._settings.host, self._settings.port)
         try:
-            server = self._ae.make_server(address, server_class=_Server, evt_handlers=handlers)
+            server = self._ae.make_server(
+                address, server_class=AssociationServer, evt_handlers=handlers
+            )
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             taken = error.errno == errno.EADDRINUSE
@@ -172,10 +142,7 @@ class Listener:
             association.abort()
 
     def _on_open(self, event: evt.Event) -> None:
-        """Puts our own reading in the place of pynetdicom's, which trusts every peer."""
-        connection, dimse = event.assoc.dul.socket, event.assoc.dimse
-        connection.recv = PduReader(connection.socket, self._settings.pdu_timeout_s)
-        dimse.receive_primitive = partial(_receive, event.assoc, dimse.receive_primitive)
+        guard_reading(event.assoc, self._settings.pdu_timeout_s)
 
     def _on_store(self, event: evt.Event) -> Dataset | int:
         """Handles a C-STORE request; returns its status (PS3.7 section 9.1.1.1.9)."""
@@ -210,7 +177,7 @@ class Listener:
     def _keep(self, event: evt.Event) -> Receipt:
         if event.dataset_path is None:
             raise Refused(Reason.UNPARSABLE, "the C-STORE request has no dataset")
-        if (error := event.request._dataset_file.error) is not None:
+        if (error := file_of_request(event.request).error) is not None:
             raise error
         request = Request(
             sop_class_uid=str(event.request.AffectedSOPClassUID),
@@ -222,28 +189,24 @@ class Listener:
 
     def _on_data(self, event: evt.Event) -> None:
         """Aborts an association whose dataset grows beyond `max_object_mb`."""
-        received = _partial_file(event.assoc)
+        received = partial_file(event.assoc)
         if received is not None and received.tell() > self._settings.max_object_mb * 1_000_000:
             LOGGER.warning("aborted an association: a dataset is over the limit")
             event.assoc.abort(block=False)  # this is the thread that has to send it
 
     def _on_message(self, event: evt.Event) -> None:
-        if isinstance(event.message, C_STORE_RQ):
+        file = file_of_message(event.message)
+        if file is not None:
             with self._lock:
-                self._waiting.setdefault(event.assoc, []).append(event.message._data_set_file)
+                self._waiting.setdefault(event.assoc, []).append(file)
 
     def _on_close(self, event: evt.Event) -> None:
-        """Removes what nobody will handle any more: files, and a thread that waits for a request.
-
-        pynetdicom leaves both, and the thread holds a place for `acse_timeout_s`.
-        """
-        if event.assoc.requestor.primitive is None:
-            event.assoc.dul.to_user_queue.put(None)
+        """Removes what nobody will handle any more."""
+        forget_connection(event.assoc)
         with self._lock:
-            files = [*self._waiting.pop(event.assoc, []), _partial_file(event.assoc)]
+            files = self._waiting.pop(event.assoc, [])
         for file in files:
-            if file is not None:
-                file.close()
+            file.close()
 
 
 def _application_entity(settings: ListenerSettings) -> AE:
@@ -272,21 +235,6 @@ def _on_rejected(event: evt.Event) -> None:
     )
 
 
-def _receive(association: Any, receive: Callable[[Any], None], primitive: Any) -> None:
-    """Takes a part of a message. What no association should bring ends this one, nothing else."""
-    try:
-        receive(primitive)
-    except Exception as error:  # noqa: BLE001 (whatever a peer can send)
-        LOGGER.warning("aborted an association: %s", describe_error(error))
-        association.abort(block=False)  # this is the thread that has to send it
-
-
-def _partial_file(association: Any) -> Any:
-    """The file of the dataset that is being received, or None."""
-    message = association.dimse.message
-    return None if message is None else message._data_set_file
-
-
 def _failure(status: int, comment: str) -> Dataset:
     answer = Dataset()
     answer.Status = status
@@ -297,14 +245,9 @@ def _failure(status: int, comment: str) -> Dataset:
 def configure_libraries(spool: Spool, min_free: int) -> None:
     """Settings of pynetdicom and pydicom that hold for the whole process.
 
-    Datasets go straight to files in the spool, so that memory does not grow with them, but only
-    where `min_free` bytes are free. Invalid UIDs reach our own check instead of ending the
-    association.
+    Datasets go straight to files in the spool, but only if `min_free` bytes are free.
     """
-    _config.STORE_RECV_CHUNKED_DATASET = True
-    _config.LOG_HANDLER_LEVEL = "none"
-    _config.VALIDATORS["UI"] = lambda _uid: (True, "")
-    dimse_messages.NamedTemporaryFile = lambda **_how: IncomingFile(spool, min_free=min_free)
+    configure_receiving(lambda: IncomingFile(spool, min_free=min_free))
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
 

@@ -4,27 +4,26 @@ What is sent are the stored bytes as they are. PS3.4 annex B (Storage Service Cl
 9.1.1 (C-STORE).
 """
 
-import contextlib
-import logging
 import os
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from pathlib import Path
+from io import BytesIO
 from typing import Protocol
 
 from pydicom import Dataset
-from pydicom.errors import InvalidDicomError
-from pynetdicom import AE, _config, evt
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 
 from nemt_dicom.config import DeliverySettings, DicomDestination, FolderDestination, Settings
-from nemt_dicom.intake.header import valid_uid
+from nemt_dicom.errors import Refused
+from nemt_dicom.files import Fs, write_whole
+from nemt_dicom.intake.header import dataset_offset, valid_uid
 from nemt_dicom.log import escape
-from nemt_dicom.state.records import StoredOutput
-from nemt_dicom.state.spool import Fs
+from nemt_dicom.service.pynetdicom_patches import limit_sending, send_dataset
+from nemt_dicom.state.records import Output
 
 # PS3.4 table B.2-1 and PS3.7 annex C. What is in none of these says nothing of the object: the
 # destination is out of resources, not configured for us or at fault itself.
@@ -73,8 +72,10 @@ class Outcome:
 class Sender(Protocol):
     """Brings outputs to one destination."""
 
-    def send(self, output: StoredOutput, path: Path) -> Outcome:
-        """Sends the file at `path` as it is. Raises nothing that a destination can cause."""
+    def send(self, output: Output, data: bytes) -> Outcome:
+        """Sends `data`, the bytes of the output, as they are. Raises nothing that a destination
+        can cause.
+        """
 
     def idle(self) -> None:
         """Called while there is nothing to send."""
@@ -125,7 +126,7 @@ class DicomSender:
         self._connected = False
         self._last_used = 0.0
 
-    def send(self, output: StoredOutput, path: Path) -> Outcome:
+    def send(self, output: Output, data: bytes) -> Outcome:
         wanted = (output.sop_class_uid, output.transfer_syntax_uid)
         try:
             association = self._reuse(wanted) or self._open(wanted)
@@ -137,9 +138,10 @@ class DicomSender:
         if not association.is_established:
             self.close()
             return self._not_established(association)
-        if wanted not in _accepted(association):
+        context_id = _accepted(association).get(wanted)
+        if context_id is None:
             return _no_context()
-        outcome = self._store(association, path)
+        outcome = _store(association, context_id, output, data)
         self._last_used = time.monotonic()
         if not association.is_established:
             self._association = None
@@ -183,11 +185,8 @@ class DicomSender:
         return self._association
 
     def _on_open(self, event: evt.Event) -> None:
-        """Small messages are not held back, and a peer that stalls does not hold us for ever."""
         self._connected = True
-        connection = event.assoc.dul.socket.socket
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.settimeout(event.assoc.dimse_timeout)
+        limit_sending(event.assoc)
 
     def _not_established(self, association: Association) -> Outcome:
         to = self._destination
@@ -203,14 +202,23 @@ class DicomSender:
             detail = f"no connection to {to.host} port {to.port}"
         return Outcome(answer=Answer.UNREACHABLE, detail=detail)
 
-    @staticmethod
-    def _store(association: Association, path: Path) -> Outcome:
-        try:
-            return outcome_of(association.send_c_store(path))
-        except RuntimeError:  # the peer closed the association before the request went out
-            return Outcome(answer=Answer.LATER, detail="no answer")
-        except (AttributeError, ValueError, InvalidDicomError):  # its header is not one
-            return Outcome(answer=Answer.REJECTED, detail="cannot be sent")
+
+def _store(association: Association, context_id: int, output: Output, data: bytes) -> Outcome:
+    """Sends the dataset in `data` as it is: what follows the file meta information."""
+    try:
+        dataset = data[dataset_offset(BytesIO(data)) :]
+        status = send_dataset(
+            association,
+            dataset,
+            context_id=context_id,
+            sop_class_uid=output.sop_class_uid,
+            sop_instance_uid=output.sop_instance_uid,
+        )
+    except RuntimeError:  # the peer closed the association before the request went out
+        return Outcome(answer=Answer.LATER, detail="no answer")
+    except (Refused, ValueError):  # it has no file meta information, or a UID is not one
+        return Outcome(answer=Answer.REJECTED, detail="cannot be sent")
+    return outcome_of(status)
 
 
 def _proposed(association: Association) -> set[tuple[str, str]]:
@@ -218,9 +226,13 @@ def _proposed(association: Association) -> set[tuple[str, str]]:
     return {(str(item.abstract_syntax), str(item.transfer_syntax[0])) for item in contexts}
 
 
-def _accepted(association: Association) -> set[tuple[str, str]]:
+def _accepted(association: Association) -> dict[tuple[str, str], int]:
+    """Ids of the accepted presentation contexts, by SOP class and transfer syntax."""
     contexts = association.accepted_contexts
-    return {(str(item.abstract_syntax), str(item.transfer_syntax[0])) for item in contexts}
+    return {
+        (str(item.abstract_syntax), str(item.transfer_syntax[0])): item.context_id
+        for item in contexts
+    }
 
 
 def _no_context() -> Outcome:
@@ -247,9 +259,9 @@ class FolderSender:
         self._make = make
         self._fs = fs or Fs()
 
-    def send(self, output: StoredOutput, path: Path) -> Outcome:
-        uids = (output.study_instance_uid, output.sop_instance_uid)
-        if not all(valid_uid(uid) for uid in uids):  # it would be part of a path
+    def send(self, output: Output, data: bytes) -> Outcome:
+        # They become part of a path.
+        if not (valid_uid(output.study_instance_uid) and valid_uid(output.sop_instance_uid)):
             return Outcome(answer=Answer.REJECTED, detail="invalid UID")
         try:
             fault = self._fault()
@@ -257,20 +269,13 @@ class FolderSender:
             fault = _reason(error)
         if fault is not None:
             return Outcome(answer=Answer.UNREACHABLE, detail=f"folder {self._root} {fault}")
-        folder, name = self._root / uids[0], uids[1]
-        temporary = folder / f".{name}.part"
+        folder = self._root / output.study_instance_uid
         try:
             if not folder.is_dir():
                 self._fs.mkdir(folder, 0o777)
                 self._fs.fsync(self._root)
-            self._fs.unlink(temporary)
-            self._fs.write(temporary, path.read_bytes())
-            self._fs.fsync(temporary)
-            self._fs.rename(temporary, folder / f"{name}.dcm")
-            self._fs.fsync(folder)
+            write_whole(folder / f"{output.sop_instance_uid}.dcm", data, fs=self._fs)
         except OSError as error:  # of the disk or of this output: the others are not held up
-            with contextlib.suppress(OSError):
-                self._fs.unlink(temporary)
             return Outcome(answer=Answer.LATER, detail=_reason(error))
         return Outcome(answer=Answer.SENT)
 
@@ -298,10 +303,3 @@ def make_sender(
     if isinstance(destination, FolderDestination):
         return FolderSender(destination, make=destination.path == settings.own_results)
     return DicomSender(destination, settings.delivery, syntaxes)
-
-
-def configure_libraries() -> None:
-    """Settings of pynetdicom that hold for the whole process: files are sent as they are."""
-    _config.STORE_SEND_CHUNKED_DATASET = True
-    _config.LOG_HANDLER_LEVEL = "none"
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # each failure is in an Outcome

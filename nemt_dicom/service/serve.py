@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemt_dicom import errors
 from nemt_dicom.config import Settings
@@ -20,9 +21,12 @@ from nemt_dicom.service.child import Child, Report, Work
 from nemt_dicom.service.delivery import run_delivery
 from nemt_dicom.service.listener import run_listener
 from nemt_dicom.service.receiver import Receiver
-from nemt_dicom.service.worker import EngineFactory, PipelineEngine, run_worker
+from nemt_dicom.service.worker import run_worker
 from nemt_dicom.state.spool import Spool, StateLock, prepare_state_dir
 from nemt_dicom.state.store import Store
+
+if TYPE_CHECKING:
+    from nemt_dicom.pipeline import Engine, EngineFactory
 
 LOGGER = logging.getLogger(__name__)
 
@@ -31,6 +35,13 @@ STEADY = 10.0  # seconds after which a child's earlier ends are forgotten
 LONGEST_PAUSE = 1.0  # seconds before a child that ends again and again is started again
 ENDED_BY_ITSELF = frozenset({0, 1})  # exit codes: told to, or with an error; others are crashes
 STOP_PATIENCE = 10.0  # seconds for the children to end by themselves
+
+
+def pipeline_engine(settings: Settings) -> "Engine":
+    """The real engine. Only the worker process calls this, and so only it loads torch."""
+    from nemt_dicom.pipeline import PipelineEngine  # noqa: PLC0415
+
+    return PipelineEngine(settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +111,7 @@ class Service:
     `start`, `watch` and `stop` belong to one thread, which must live as long as the service.
     """
 
-    def __init__(self, settings: Settings, engine: EngineFactory = PipelineEngine) -> None:
+    def __init__(self, settings: Settings, engine: "EngineFactory" = pipeline_engine) -> None:
         self._settings = settings
         self._resources = ExitStack()
         self._stopping = False
@@ -249,7 +260,7 @@ def serve(
     settings: Settings,
     *,
     on_ready: Callable[[ServiceInfo], None] | None = None,
-    engine: EngineFactory = PipelineEngine,
+    engine: "EngineFactory" = pipeline_engine,
 ) -> int:
     """Runs the service until SIGTERM or SIGINT; returns 0 then. Call it in the main thread.
 

@@ -8,24 +8,20 @@ import errno
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import BadOutput, DamagedBlob, Refused
 from nemt_dicom.log import describe_error, instance_name
 from nemt_dicom.service.child import Life
-from nemt_dicom.state.records import DeadReason, Instance, StoredOutput
+from nemt_dicom.state.records import DeadReason, Instance
 from nemt_dicom.state.spool import Spool
 from nemt_dicom.state.store import Store
 
-if TYPE_CHECKING:
-    from nemt_dicom.model.explanation import Explanation
-    from nemt_dicom.outputs.derived import Output
-    from nemt_dicom.pipeline import Source
+if TYPE_CHECKING:  # the engine loads torch, and serve imports this file without it
+    from nemt_dicom.pipeline import Engine, EngineFactory, Source
 
 LOGGER = logging.getLogger(__name__)
 
@@ -35,37 +31,20 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EBUSY})
 FAILING = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV})
 
 
-class Engine(Protocol):
-    """What explains: the pipeline with an explainer, or a stand-in of a test."""
-
-    @property
-    def device(self) -> str:
-        """The processor, as people name it."""
-
-    @property
-    def bundle(self) -> str:
-        """The model bundle: name, version, digest."""
-
-    def read(self, path: Path) -> "Source":
-        """Raises `Refused`."""
-
-    def explain(self, sources: "Sequence[Source]") -> "list[Explanation]":
-        """One explanation for each source, in order. Raises `BadOutput`."""
-
-    def build(
-        self, source: "Source", explanation: "Explanation", received: datetime
-    ) -> "Sequence[Output]":
-        """The outputs of one instance. Raises `BadOutput`."""
-
-
-EngineFactory = Callable[[Settings], Engine]
-"""Makes the engine in the worker process; picklable. Raises `BundleError`."""
-
-
 class Worker:
     """Explains what is queued. `lease` marks its rows as this process's own."""
 
-    def __init__(self, settings: Settings, engine: Engine, spool: Spool, store: Store) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: "Engine",
+        spool: Spool,
+        store: Store,
+        *,
+        retry_s: float = NO_ROOM_PAUSE,
+    ) -> None:
+        """`retry_s`: seconds before a full or failing disk is tried again."""
+        self._retry_s = retry_s
         self._engine = engine
         self._spool = spool
         self._store = store
@@ -91,7 +70,7 @@ class Worker:
                 what = error.strerror or describe_error(error)
                 LOGGER.error("the state folder cannot be used, trying again: %s", what)
                 self._stranded = True
-                life.stop.wait(NO_ROOM_PAUSE)
+                life.stop.wait(self._retry_s)
         with suppress(OSError):  # what stays claimed is put back at the next start
             self._store.release(self.lease)
 
@@ -148,17 +127,24 @@ class Worker:
         explain_ms = _ms_since(start) / len(readable)
         for (instance, source, read_ms), explanation in zip(readable, explanations, strict=True):
             start = time.monotonic()
-            outputs = self._engine.build(source, explanation, instance.received)
+            outputs = self._engine.build(
+                source,
+                explanation,
+                digest=instance.content_digest,
+                received=instance.received,
+            )
             summary = explanation.summary() | {
                 "read_ms": read_ms,
                 "explain_ms": round(explain_ms, 1),
                 "build_ms": _ms_since(start),
                 "batch": len(readable),
             }
+            for output, data in outputs:
+                self._spool.store(output.blob, data)
             self._store.complete(
                 self.lease,
                 instance.id,
-                outputs=[self._stored(output) for output in outputs],
+                outputs=[output for output, _ in outputs],
                 destinations=self._destinations,
                 summary=summary,
             )
@@ -171,8 +157,7 @@ class Worker:
         start = time.monotonic()
         name = instance_name(instance.sop_instance_uid)
         try:
-            self._spool.read(instance.blob)  # are these the bytes that came?
-            source = self._engine.read(self._spool.path(instance.blob))
+            source = self._engine.read(self._spool.read(instance.blob))
         except Refused as refusal:
             LOGGER.warning("refused instance %s: %s", name, refusal.reason)  # details quote it
             self._store.refuse(self.lease, instance.id, refusal.reason, refusal.detail)
@@ -187,67 +172,13 @@ class Worker:
             raise
         return source, _ms_since(start)
 
-    def _stored(self, output: "Output") -> StoredOutput:
-        return StoredOutput(
-            kind=output.kind,
-            sop_class_uid=output.sop_class_uid,
-            sop_instance_uid=output.sop_instance_uid,
-            study_instance_uid=output.study_instance_uid,
-            transfer_syntax_uid=output.transfer_syntax_uid,
-            blob=self._spool.put(output.data),
-        )
-
 
 def _ms_since(start: float) -> float:
     return round((time.monotonic() - start) * 1000, 1)
 
 
-class PipelineEngine:
-    """The real engine. Its heavy imports happen in the worker process only."""
-
-    def __init__(self, settings: Settings) -> None:
-        from nemt_dicom import pipeline  # noqa: PLC0415 (serve imports this file without torch)
-        from nemt_dicom.model.bundle import Bundle  # noqa: PLC0415
-        from nemt_dicom.model.explainer import Explainer  # noqa: PLC0415
-
-        self._settings = settings
-        self._pipeline = pipeline
-        bundle = Bundle.load_served(settings.explanation.bundle)
-        if not bundle.manifest.evaluated:
-            LOGGER.warning(
-                "bundle %s says nothing of how good its explanations are: "
-                "nemt-eval --bundle %s --data DIR --out DIR --into-bundle",
-                bundle.digest[:12],
-                bundle.folder,
-            )
-        self._explainer = Explainer(bundle, settings.explanation)
-
-    @property
-    def device(self) -> str:
-        return self._explainer.device_name
-
-    @property
-    def bundle(self) -> str:
-        bundle = self._explainer.bundle
-        manifest = bundle.manifest
-        return f"{manifest.name} {manifest.version} ({bundle.digest[:12]})"
-
-    def read(self, path: Path) -> "Source":
-        return self._pipeline.read_source(path, self._settings.input)
-
-    def explain(self, sources: "Sequence[Source]") -> "list[Explanation]":
-        return self._explainer.explain([source.radiograph for source in sources])
-
-    def build(
-        self, source: "Source", explanation: "Explanation", received: datetime
-    ) -> "Sequence[Output]":
-        return self._pipeline.build_outputs(
-            source, explanation, settings=self._settings.output, received=received
-        )
-
-
 def run_worker(
-    settings: Settings, life: Life, *, crashed: bool = False, engine: EngineFactory = PipelineEngine
+    settings: Settings, life: Life, *, engine: "EngineFactory", crashed: bool = False
 ) -> None:
     """The worker process, until it is told to stop. `crashed`: so did the one before it.
 

@@ -1,52 +1,4 @@
-"""The SQL of store.py, by name. Instances, outputs and deliveries are explained there."""
-
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE instances (
-    id INTEGER PRIMARY KEY,
-    sop_instance_uid TEXT NOT NULL,
-    sop_class_uid TEXT NOT NULL,
-    content_digest TEXT NOT NULL,             -- of the dataset, without file meta information
-    blob TEXT,                                -- NULL: refused on the wire, bytes not kept
-    state TEXT NOT NULL,
-    reason TEXT,
-    detail TEXT,
-    received TEXT NOT NULL,
-    updated TEXT NOT NULL,
-    duplicates INTEGER NOT NULL DEFAULT 0,
-    attempts INTEGER NOT NULL DEFAULT 0,      -- runs begun
-    strikes INTEGER NOT NULL DEFAULT 0,       -- runs alone, counted as they begin
-    interruptions INTEGER NOT NULL DEFAULT 0,
-    alone INTEGER NOT NULL DEFAULT 0,         -- 1: runs in no batch with others
-    lease TEXT,                               -- the worker process that runs it
-    summary TEXT,
-    UNIQUE (sop_instance_uid, content_digest)
-) STRICT;
-CREATE INDEX instances_by_state ON instances (state, alone, id);
-CREATE TABLE outputs (
-    sop_instance_uid TEXT PRIMARY KEY,
-    instance INTEGER NOT NULL REFERENCES instances (id),
-    kind TEXT NOT NULL,
-    sop_class_uid TEXT NOT NULL,
-    study_instance_uid TEXT NOT NULL,
-    transfer_syntax_uid TEXT NOT NULL,
-    blob TEXT NOT NULL
-) STRICT;
-CREATE INDEX outputs_by_instance ON outputs (instance);
-CREATE TABLE deliveries (
-    output TEXT NOT NULL REFERENCES outputs (sop_instance_uid),
-    destination TEXT NOT NULL,
-    state TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    rejections INTEGER NOT NULL DEFAULT 0,
-    status TEXT,
-    detail TEXT,
-    retry_at REAL NOT NULL DEFAULT 0,         -- seconds since 1970
-    updated TEXT NOT NULL,
-    PRIMARY KEY (output, destination)
-) STRICT;
-CREATE INDEX deliveries_due ON deliveries (destination, state, retry_at);
-"""
+"""The SQL of store.py, by name. The tables are explained there; migrations.py makes them."""
 
 KNOWN = "SELECT id, blob, state FROM instances WHERE sop_instance_uid = ? AND content_digest = ?"
 COUNT_DUPLICATE = "UPDATE instances SET duplicates = duplicates + 1 WHERE id = ?"
@@ -61,7 +13,7 @@ UPDATE instances SET state = 'queued', blob = coalesce(?, blob), reason = NULL, 
 """
 ADD_INSTANCE = """
 INSERT INTO instances (sop_instance_uid, sop_class_uid, content_digest, blob, state, reason, detail,
-    received, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    received, updated, name) VALUES (?1, ?, ?, ?, ?, ?, ?, ?, ?, instance_name(?1))
 ON CONFLICT (sop_instance_uid, content_digest) DO UPDATE SET blob = excluded.blob,
     sop_class_uid = excluded.sop_class_uid, state = excluded.state, reason = excluded.reason,
     detail = excluded.detail, received = excluded.received, updated = excluded.updated
@@ -107,7 +59,8 @@ UPDATE instances SET state = 'queued', lease = NULL, alone = 1, updated = ?
 WHERE state = 'inferring'
 """
 ADD_OUTPUT = """
-INSERT INTO outputs VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO outputs (sop_instance_uid, instance, kind, sop_class_uid, study_instance_uid,
+    transfer_syntax_uid, blob, name) VALUES (?1, ?, ?, ?, ?, ?, ?, instance_name(?1))
 ON CONFLICT (sop_instance_uid) DO UPDATE SET blob = excluded.blob
 WHERE instance = excluded.instance AND NOT EXISTS (
     SELECT 1 FROM deliveries WHERE output = excluded.sop_instance_uid AND state = 'sent'
@@ -179,9 +132,14 @@ WHERE state <> 'sent' AND destination NOT IN (SELECT value FROM json_each(?2))
 GROUP BY destination ORDER BY destination
 """  # noqa: S608 (of constants)
 
-UIDS = """
-SELECT sop_instance_uid, sop_instance_uid FROM instances UNION ALL
-SELECT o.sop_instance_uid, i.sop_instance_uid FROM outputs o JOIN instances i ON i.id = o.instance
+FIND = """
+SELECT 1 AS rank, sop_instance_uid FROM instances WHERE sop_instance_uid = ?1 UNION ALL
+SELECT 2, i.sop_instance_uid FROM outputs o JOIN instances i ON i.id = o.instance
+    WHERE o.sop_instance_uid = ?1 UNION ALL
+SELECT 3, sop_instance_uid FROM instances WHERE name = ?1 UNION ALL
+SELECT 4, i.sop_instance_uid FROM outputs o JOIN instances i ON i.id = o.instance
+    WHERE o.name = ?1
+ORDER BY rank LIMIT 1
 """
 INSTANCES = """
 SELECT id, sop_instance_uid, sop_class_uid, content_digest, blob, state, reason, detail, received,

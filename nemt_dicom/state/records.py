@@ -85,8 +85,17 @@ class Rejection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredOutput:
-    """An output whose bytes are in the spool as `blob`."""
+class Output:
+    """A DICOM object that explains an image. Its bytes, a whole file (PS3.10), are handed on beside
+    it as long as they are in memory; the spool keeps them.
+
+    kind: "seg", "sc" or "seg_fractional".
+    sop_class_uid: of the object.
+    sop_instance_uid: of the object.
+    study_instance_uid: of the object, and of the image.
+    transfer_syntax_uid: how the bytes are encoded.
+    blob: SHA-256 of the bytes, lower-case hexadecimal: their name in the spool.
+    """
 
     kind: str
     sop_class_uid: str
@@ -104,7 +113,7 @@ class Parcel:
     """
 
     destination: str
-    output: StoredOutput
+    output: Output
     source: str
     attempts: int
     rejections: int

@@ -2,6 +2,7 @@
 
     <state>/lock                    held while a service runs, holds its process id
     <state>/store.db                the database (store.py)
+    <state>/store.db.v1             a copy of it, made before it was migrated (database.py)
     <state>/spool/tmp/<process>/    files being written; swept when the process starts
     <state>/spool/blob/ab/<sha256>  finished files, named by the hash of their content
 
@@ -21,37 +22,9 @@ from pathlib import Path
 from types import TracebackType
 
 from nemt_dicom.errors import DamagedBlob, StateError, StateInUse
+from nemt_dicom.files import Fs
 
 CHUNK = 1 << 20  # bytes
-
-
-class Fs:
-    """The file operations durability rests on, in one place so that a test can fail or cut them."""
-
-    def write(self, path: Path, data: bytes) -> None:
-        """Writes a new file. It is an error where `path` exists."""
-        with path.open("xb") as file:
-            file.write(data)
-
-    def fsync(self, path: Path) -> None:
-        """Forces a file's content, or a folder's entries, to the disk."""
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def mkdir(self, path: Path, mode: int = 0o700) -> None:
-        """Makes a folder, which by default only the owner can enter. It may exist."""
-        path.mkdir(mode=mode, exist_ok=True)
-
-    def rename(self, source: Path, target: Path) -> None:
-        """Renames a file; an existing `target` is replaced in one step."""
-        source.rename(target)
-
-    def unlink(self, path: Path) -> None:
-        """Removes a file. It may be missing."""
-        path.unlink(missing_ok=True)
 
 
 class Spool:
@@ -84,7 +57,7 @@ class Spool:
         Raises `DamagedBlob` where they no longer are, `OSError` where they cannot be read:
         `FileNotFoundError` where there are none.
         """
-        data = self.path(digest).read_bytes()
+        data = self.fs.read(self.path(digest))
         if hashlib.sha256(data).hexdigest() != digest:
             raise DamagedBlob("its bytes are damaged")
         return data
@@ -105,10 +78,16 @@ class Spool:
 
     def put(self, data: bytes) -> str:
         """Stores `data`; returns its SHA-256."""
+        digest = hashlib.sha256(data).hexdigest()
+        self.store(digest, data)
+        return digest
+
+    def store(self, digest: str, data: bytes) -> None:
+        """Stores `data`, whose SHA-256 the caller knows to be `digest`."""
         temporary = self.tmp / uuid.uuid4().hex
         try:
             self.fs.write(temporary, data)
-            return self.adopt(temporary, hashlib.sha256(data).hexdigest())
+            self.adopt(temporary, digest)
         except BaseException:
             self.fs.unlink(temporary)
             raise

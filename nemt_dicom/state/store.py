@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from nemt_dicom.errors import Reason
-from nemt_dicom.log import instance_name
 from nemt_dicom.state import queries
 from nemt_dicom.state.database import Database
+from nemt_dicom.state.migrations import FUNCTIONS, STEPS
 from nemt_dicom.state.records import (
     CONFLICT_REASON,
     Arrival,
@@ -28,11 +28,11 @@ from nemt_dicom.state.records import (
     DeliveryState,
     Instance,
     InstanceState,
+    Output,
     Parcel,
     Receipt,
     Rejection,
     Retried,
-    StoredOutput,
 )
 
 MAX_STRIKES = 3  # runs alone that ended in a failure or a crash of the worker
@@ -50,8 +50,8 @@ class Store:
         self.path = state_dir / "store.db"
         self._db = Database(
             self.path,
-            schema=queries.SCHEMA,
-            version=queries.SCHEMA_VERSION,
+            steps=STEPS,
+            functions=FUNCTIONS,
             read_only=read_only,
         )
 
@@ -167,7 +167,7 @@ class Store:
         lease: str,
         instance: int,
         *,
-        outputs: Sequence[StoredOutput],
+        outputs: Sequence[Output],
         destinations: Sequence[str],
         summary: Mapping[str, Any],
     ) -> bool:
@@ -183,7 +183,7 @@ class Store:
             self._db.execute(queries.DROP_SUPERSEDED, (instance, kept))
         return True
 
-    def _add_output(self, instance: int, output: StoredOutput, destinations: Sequence[str]) -> None:
+    def _add_output(self, instance: int, output: Output, destinations: Sequence[str]) -> None:
         uids = (output.sop_class_uid, output.study_instance_uid, output.transfer_syntax_uid)
         row = (output.sop_instance_uid, instance, output.kind, *uids, output.blob)
         self._db.execute(queries.ADD_OUTPUT, row)
@@ -244,7 +244,7 @@ class Store:
         if not rows:
             return None
         attempts, rejections, kind, sop_class, sop_instance, study, syntax, blob, source = rows[0]
-        output = StoredOutput(
+        output = Output(
             kind=kind,
             sop_class_uid=sop_class,
             sop_instance_uid=sop_instance,
@@ -352,10 +352,8 @@ class Store:
         """The SOP Instance UID of the instance that `key` means, or None: its own UID or that of
         an output, or the name that the log gives to either.
         """
-        uids = self._db.rows(queries.UIDS)
-        exact = (found for uid, found in uids if uid == key)
-        named = (found for uid, found in uids if instance_name(uid) == key)
-        return next(exact, None) or next(named, None)
+        rows = self._db.rows(queries.FIND, (key,))
+        return str(rows[0][1]) if rows else None
 
     def instances(
         self, *, state: InstanceState | None = None, sop_instance_uid: str | None = None

@@ -495,7 +495,7 @@ def test_shape_that_no_pixel_has_is_refused() -> None:
 def test_file_that_is_no_dicom_is_called_that(tmp_path: Path) -> None:
     (tmp_path / "notes.dcm").write_text("What the meeting decided.\n" * 20)
     with pytest.raises(Refused, match="not a DICOM file") as caught:
-        read_source(tmp_path / "notes.dcm", InputSettings())
+        read_source((tmp_path / "notes.dcm").read_bytes(), InputSettings())
     assert caught.value.reason is Reason.UNPARSABLE
 
 
@@ -506,7 +506,7 @@ def test_file_of_big_endian_without_file_meta_is_refused(tmp_path: Path) -> None
     path = tmp_path / "bare.dcm"
     pydicom.dcmwrite(path, ds, implicit_vr=False, little_endian=False, force_encoding=True)
     with pytest.raises(Refused, match="big endian"):
-        read_source(path, InputSettings())
+        read_source(path.read_bytes(), InputSettings())
 
 
 def test_orientation_with_a_second_direction() -> None:

@@ -18,6 +18,7 @@ from nemt_dicom.errors import BadOutput
 from nemt_dicom.model.explanation import Evidence, Explanation, Provenance, Verdict
 from nemt_dicom.outputs import derived, repair, secondary_capture, segmentation
 from nemt_dicom.outputs.derived import COPIED, Origin
+from nemt_dicom.state.records import Output
 
 ROWS, COLUMNS = 300, 260
 RECEIVED = datetime(2026, 3, 4, 23, 30, 15, tzinfo=UTC)
@@ -77,8 +78,8 @@ def pixels() -> np.ndarray:
     return np.linspace(0, 1, ROWS * COLUMNS, dtype=np.float32).reshape(ROWS, COLUMNS)
 
 
-def read(output: derived.Output) -> Dataset:
-    return dcmread(BytesIO(output.data))
+def read(built: tuple[Output, bytes]) -> Dataset:
+    return dcmread(BytesIO(built[1]))
 
 
 def seg(**kwargs) -> Dataset:
@@ -122,9 +123,11 @@ def test_codes_of_the_segment() -> None:
     assert seg().ContentLabel == "PNEUMONIA"
 
 
-def outputs(given: Origin) -> tuple[derived.Output, derived.Output]:
-    seg = segmentation.build_segmentation(given)
-    return seg, secondary_capture.build_secondary_capture(given, pixels())
+def outputs(origin: Origin) -> list[tuple[Output, bytes]]:
+    return [
+        segmentation.build_segmentation(origin),
+        secondary_capture.build_secondary_capture(origin, pixels()),
+    ]
 
 
 def test_the_same_input_gives_the_same_bytes() -> None:
@@ -136,8 +139,8 @@ def test_another_release_has_uids_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     before = outputs(origin())
     monkeypatch.setattr(derived, "__version__", "99.0.0")
     for old, new in zip(before, outputs(origin()), strict=True):
-        assert old.data != new.data
-        assert old.sop_instance_uid != new.sop_instance_uid
+        assert old[1] != new[1]
+        assert old[0].sop_instance_uid != new[0].sop_instance_uid
         assert read(old).SeriesInstanceUID != read(new).SeriesInstanceUID
 
 
@@ -600,11 +603,11 @@ def test_overlay_spacing_is_scaled_and_bands_hide_nothing() -> None:
 def test_overlay_has_square_pixels(aspect: float) -> None:
     """The segment's 80 rows and 60 columns are as high and as wide as they are on the patient."""
     spacing = source(PixelSpacing=[0.2 * aspect, 0.2])
-    data = secondary_capture.build_secondary_capture(
+    built = secondary_capture.build_secondary_capture(
         origin(spacing, sc_longest_side=600), np.full((ROWS, COLUMNS), 0.5, np.float32), aspect
     )
-    heights, widths = (float(value) for value in read(data).PixelSpacing)
-    rgb = np.asarray(secondary_capture.picture(data.data)).astype(int)
+    heights, widths = (float(value) for value in read(built).PixelSpacing)
+    rgb = np.asarray(secondary_capture.picture(built[1])).astype(int)
     rows, columns = np.nonzero(
         rgb[: -(rgb.shape[0] // 4), :, 2] - rgb[: -(rgb.shape[0] // 4), :, 0] > 20
     )
@@ -749,13 +752,13 @@ def test_dciodvfy_finds_no_error_whatever_the_header(tmp_path: Path, program, at
 
 def errors_of_outputs(validator: str, built: Origin, folder: Path) -> list[str]:
     found = []
-    for output in (
+    for output, data in (
         segmentation.build_segmentation(built),
         segmentation.build_fractional(built),
         secondary_capture.build_secondary_capture(built, pixels()),
     ):
         file = folder / f"{output.kind}.dcm"
-        file.write_bytes(output.data)
+        file.write_bytes(data)
         found += validator_errors(validator, file)
     return found
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import pydicom
@@ -32,6 +31,7 @@ from pynetdicom.transport import AssociationSocket
 
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import BadOutput, Reason, Refused
+from nemt_dicom.state.records import Output
 
 PATIENT = "ZZPHI^CANARY"
 
@@ -82,16 +82,6 @@ def encode(dataset: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass
-class StandInOutput:
-    kind: str
-    sop_class_uid: str
-    sop_instance_uid: str
-    study_instance_uid: str
-    transfer_syntax_uid: str
-    data: bytes
-
-
 class StandInExplanation:
     def __init__(self, source: Dataset) -> None:
         self.source = source
@@ -110,8 +100,8 @@ class StandInEngine:
     device: str = "stand-in"
     bundle: str = "stand-in 1"
 
-    def read(self, path: Path) -> Any:
-        dataset = pydicom.dcmread(path)
+    def read(self, data: bytes) -> Any:
+        dataset = pydicom.dcmread(BytesIO(data))
         if dataset.SeriesDescription == "refuse":
             raise Refused(Reason.NOT_CHEST, "body part is not a chest")
         return dataset
@@ -126,11 +116,13 @@ class StandInEngine:
                 raise BadOutput("NaN")
         return [StandInExplanation(source) for source in sources]
 
-    def build(self, source: Any, explanation: Any, received: datetime) -> Sequence[Any]:
-        return [self._output(source, kind, received) for kind in ("seg", "sc")]
+    def build(
+        self, source: Any, explanation: Any, *, digest: str, received: datetime
+    ) -> Sequence[tuple[Output, bytes]]:
+        return [self._output(source, kind) for kind in ("seg", "sc")]
 
     @staticmethod
-    def _output(source: Dataset, kind: str, received: datetime) -> StandInOutput:
+    def _output(source: Dataset, kind: str) -> tuple[Output, bytes]:
         dataset = radiograph()
         dataset.SOPClassUID = SecondaryCaptureImageStorage
         dataset.SOPInstanceUID = output_uid(source.SOPInstanceUID, kind)
@@ -139,14 +131,16 @@ class StandInEngine:
         implicit = kind == "sc"
         syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = syntax
-        return StandInOutput(
+        data = encode(dataset)
+        output = Output(
             kind=kind,
             sop_class_uid=dataset.SOPClassUID,
             sop_instance_uid=dataset.SOPInstanceUID,
             study_instance_uid=dataset.StudyInstanceUID,
             transfer_syntax_uid=syntax,
-            data=encode(dataset),
+            blob=hashlib.sha256(data).hexdigest(),
         )
+        return output, data
 
 
 def output_uid(source_uid: str, kind: str) -> str:

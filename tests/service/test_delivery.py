@@ -21,16 +21,16 @@ from pynetdicom import _config
 from nemt_dicom.config import DeliverySettings, DicomDestination, FolderDestination, Settings
 from nemt_dicom.log import instance_name
 from nemt_dicom.service.delivery import Courier
+from nemt_dicom.service.pynetdicom_patches import configure_sending
 from nemt_dicom.service.sender import (
     Answer,
     DicomSender,
     FolderSender,
     Outcome,
-    configure_libraries,
     make_sender,
     outcome_of,
 )
-from nemt_dicom.state.records import Delivery, StoredOutput
+from nemt_dicom.state.records import Delivery, Output
 from nemt_dicom.state.spool import Spool
 from nemt_dicom.state.store import Store
 from tests.service.service_kit import Pacs, encode, free_port, radiograph, wait_for
@@ -43,9 +43,8 @@ QUICK = DeliverySettings(
 
 @pytest.fixture(autouse=True)
 def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_config, "STORE_SEND_CHUNKED_DATASET", False)
     monkeypatch.setattr(_config, "LOG_HANDLER_LEVEL", "none")
-    configure_libraries()
+    configure_sending()
 
 
 class Desk:
@@ -58,7 +57,7 @@ class Desk:
         self.stop = threading.Event()
         self.threads: list[threading.Thread] = []
 
-    def add(self, *destinations: str, syntax: str = ExplicitVRLittleEndian) -> StoredOutput:
+    def add(self, *destinations: str, syntax: str = ExplicitVRLittleEndian) -> Output:
         """Stores an output for these destinations."""
         dataset = radiograph()
         dataset.SOPClassUID = SecondaryCaptureImageStorage
@@ -71,7 +70,7 @@ class Desk:
             dataset["PixelData"].is_undefined_length = True
         self.store.receive(arrival(dataset.SOPInstanceUID, generate_uid()))
         (item,) = self.store.claim("w", 1)
-        output = StoredOutput(
+        output = Output(
             kind="sc",
             sop_class_uid=dataset.SOPClassUID,
             sop_instance_uid=dataset.SOPInstanceUID,
@@ -82,7 +81,7 @@ class Desk:
         self.store.complete("w", item.id, outputs=[output], destinations=destinations, summary={})
         return output
 
-    def content(self, output: StoredOutput) -> str:
+    def content(self, output: Output) -> str:
         data = self.spool.path(output.blob).read_bytes()
         return hashlib.sha256(data[144 + int.from_bytes(data[140:144], "little") :]).hexdigest()
 
@@ -102,7 +101,7 @@ class Desk:
         self.threads.append(threading.Thread(target=courier.run, args=(self.stop,)))
         self.threads[-1].start()
 
-    def delivery(self, output: StoredOutput, destination: str = "pacs") -> Delivery:
+    def delivery(self, output: Output, destination: str = "pacs") -> Delivery:
         (found,) = [
             item
             for instance in self.store.instances()
@@ -111,7 +110,7 @@ class Desk:
         ]
         return found
 
-    def wait_until(self, output: StoredOutput, state: str, destination: str = "pacs") -> Delivery:
+    def wait_until(self, output: Output, state: str, destination: str = "pacs") -> Delivery:
         wait_for(lambda: self.delivery(output, destination).state == state, state)
         return self.delivery(output, destination)
 
@@ -295,7 +294,7 @@ def node(host: str = "127.0.0.1", port: int = 104) -> DicomDestination:
 def test_a_host_that_does_not_exist_is_unreachable(desk, host):
     destination = node().model_copy(update={"host": host})
     output = desk.add("x")
-    outcome = DicomSender(destination, QUICK, list).send(output, desk.spool.path(output.blob))
+    outcome = DicomSender(destination, QUICK, list).send(output, desk.spool.read(output.blob))
     assert outcome.answer is Answer.UNREACHABLE
     assert outcome.detail == f"the host name {host} cannot be resolved"
 
@@ -394,7 +393,7 @@ def test_an_unexpected_error_of_a_sender_holds_no_other_up(desk, caplog):
     bad, good = desk.add("x"), desk.add("x")
 
     class Sender:
-        def send(self, output: StoredOutput, _path: Path) -> Outcome:
+        def send(self, output: Output, _data: bytes) -> Outcome:
             if output is not bad and output != bad:
                 return Outcome(answer=Answer.SENT)
             raise LookupError("ZZPHI")
@@ -440,11 +439,11 @@ def test_folder_never_shows_half_a_file(desk, tmp_path):
     destination = FolderDestination(kind="folder", name="results", path=root)
     sender = FolderSender(destination, fs=Watching())
     output = desk.add("results")
-    assert sender.send(output, desk.spool.path(output.blob)).answer is Answer.SENT
+    assert sender.send(output, desk.spool.read(output.blob)).answer is Answer.SENT
     names = [item[0] for item in seen]
     assert names == ["fsync", "fsync", "rename", "fsync"]
     assert ("rename", ".part", ".dcm") in seen
-    assert sender.send(output, desk.spool.path(output.blob)).answer is Answer.SENT  # again
+    assert sender.send(output, desk.spool.read(output.blob)).answer is Answer.SENT  # again
 
 
 def test_folder_that_is_not_there_is_not_made(desk, tmp_path):
@@ -455,7 +454,7 @@ def test_folder_that_is_not_there_is_not_made(desk, tmp_path):
         (tmp_path / "file", "is not a folder"),
     ]:
         destination = FolderDestination(kind="folder", name="results", path=path)
-        outcome = FolderSender(destination).send(output, desk.spool.path(output.blob))
+        outcome = FolderSender(destination).send(output, desk.spool.read(output.blob))
         assert outcome.answer is Answer.UNREACHABLE
         assert outcome.detail == f"folder {path} {fault}"
     assert not (tmp_path / "share").exists()
@@ -465,7 +464,7 @@ def test_the_folder_that_is_used_without_any_destination_is_made(desk, tmp_path)
     settings = Settings.model_validate({"state": {"dir": tmp_path / "state"}})
     (destination,) = settings.resolved_destinations()
     output = desk.add("results")
-    outcome = make_sender(destination, settings, list).send(output, desk.spool.path(output.blob))
+    outcome = make_sender(destination, settings, list).send(output, desk.spool.read(output.blob))
     assert outcome.answer is Answer.SENT
     assert len(list((tmp_path / "state" / "results").rglob("*.dcm"))) == 1
 
@@ -483,8 +482,8 @@ def test_a_folder_that_takes_all_but_one_output_is_not_held_up(desk, tmp_path):
 def test_uids_cannot_leave_the_folder(desk, tmp_path):
     destination = FolderDestination(kind="folder", name="results", path=tmp_path / "results")
     output = desk.add("results")
-    bad = StoredOutput(**{**vars(output), "study_instance_uid": "../../outside"})
-    outcome = FolderSender(destination).send(bad, desk.spool.path(output.blob))
+    bad = Output(**{**vars(output), "study_instance_uid": "../../outside"})
+    outcome = FolderSender(destination).send(bad, desk.spool.read(output.blob))
     assert outcome.answer is Answer.REJECTED
     assert not (tmp_path / "results").exists()
 
@@ -544,7 +543,7 @@ def test_an_error_of_our_own_disk_does_not_end_the_courier(desk):
     ]
 
     class Sender:
-        def send(self, _output: StoredOutput, _path: Path) -> Outcome:
+        def send(self, _output: Output, _data: bytes) -> Outcome:
             return answers.pop(0)()
 
         def idle(self) -> None: ...

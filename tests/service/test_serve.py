@@ -24,9 +24,9 @@ from nemt_dicom import cli
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import BundleError, NemtError, StateError, StateInUse
 from nemt_dicom.log import instance_name
+from nemt_dicom.pipeline import EngineFactory
 from nemt_dicom.service.child import Child, Life
 from nemt_dicom.service.serve import Service, ServiceInfo, _Watched
-from nemt_dicom.service.worker import EngineFactory
 from nemt_dicom.state.records import Instance
 from nemt_dicom.state.spool import Spool
 from nemt_dicom.state.store import Store

@@ -1,9 +1,11 @@
 """Worker: batches form from what is queued, and what goes wrong goes round one by one."""
 
 import errno
+import hashlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,12 +14,16 @@ from typing import Any
 
 import pytest
 
-from nemt_dicom.config import Settings
-from nemt_dicom.service import worker
+from nemt_dicom.config import DeliverySettings, FolderDestination, Settings
+from nemt_dicom.files import Fs
+from nemt_dicom.pipeline import content_digest
 from nemt_dicom.service.child import Life
+from nemt_dicom.service.delivery import Courier
+from nemt_dicom.service.receiver import digests
+from nemt_dicom.service.sender import FolderSender
 from nemt_dicom.service.worker import Worker, run_worker
 from nemt_dicom.state.records import Arrival
-from nemt_dicom.state.spool import Fs, Spool
+from nemt_dicom.state.spool import Spool
 from nemt_dicom.state.store import Store
 from tests.service.service_kit import PATIENT, StandInEngine, encode, radiograph
 
@@ -39,13 +45,17 @@ class Bench:
 
     def __init__(self, folder: Path, fs: Fs | None = None) -> None:
         self.settings = Settings.model_validate(
-            {"state": {"dir": folder}, "explanation": {"max_batch": 4}}
+            {
+                "state": {"dir": folder},
+                "explanation": {"max_batch": 4},
+                "destinations": [{"kind": "folder", "name": "results", "path": folder / "results"}],
+            }
         )
         self.store = Store(folder)
         self.spool = Spool(folder, process="worker", fs=fs)
         self.spool.prepare()
         self.engine = CountingEngine(self.settings)
-        self.worker = Worker(self.settings, self.engine, self.spool, self.store)
+        self.worker = Worker(self.settings, self.engine, self.spool, self.store, retry_s=0.001)
 
     def queue(self, *behaviours: str) -> None:
         for behaviour in behaviours:
@@ -126,17 +136,16 @@ def test_a_missing_file_is_not_tried_for_ever(bench):
     assert up.states() == ["failed"]
 
 
-class FailingReads(CountingEngine):
+class FailingReads(Fs):
     """Cannot read what is at `bad`, or anything while that is None."""
 
-    def __init__(self, settings: Settings, number: int) -> None:
-        super().__init__(settings)
+    def __init__(self, number: int) -> None:
         self.number = number
         self.bad: Path | None = None
         self.healthy = False
         self.failures = 0
 
-    def read(self, path: Path) -> Any:
+    def read(self, path: Path) -> bytes:
         if not self.healthy and self.bad in {None, path}:
             self.failures += 1
             raise OSError(self.number, os.strerror(self.number))
@@ -144,11 +153,10 @@ class FailingReads(CountingEngine):
 
 
 @contextmanager
-def at_work(up: Bench, engine: StandInEngine | None = None) -> Iterator[Callable[..., None]]:
-    """A worker in a thread; gives what waits for a condition while it lives."""
+def at_work(up: Bench) -> Iterator[Callable[..., None]]:
+    """The worker in a thread; gives what waits for a condition while it lives."""
     stop = threading.Event()
-    working = Worker(up.settings, engine or up.engine, up.spool, up.store)
-    thread = threading.Thread(target=working.run, args=(Life(stop=stop, ready=lambda _: None),))
+    thread = threading.Thread(target=up.worker.run, args=(Life(stop=stop, ready=lambda _: None),))
     thread.start()
 
     def until(condition: Callable[[], object]) -> None:
@@ -167,36 +175,33 @@ def at_work(up: Bench, engine: StandInEngine | None = None) -> Iterator[Callable
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENODEV])
 @pytest.mark.parametrize("queued", [1, 3])
-def test_a_failing_disk_charges_nothing_and_is_waited_for(bench, monkeypatch, queued, number):
-    monkeypatch.setattr(worker, "NO_ROOM_PAUSE", 0.001)
-    up = bench()
+def test_a_failing_disk_charges_nothing_and_is_waited_for(bench, queued, number):
+    disk = FailingReads(number)
+    up = bench(disk)
     up.queue(*[""] * queued)
-    engine = FailingReads(up.settings, number)
-    with at_work(up, engine) as until:
-        until(lambda: engine.failures > 12)
+    with at_work(up) as until:
+        until(lambda: disk.failures > 12)
         assert set(up.states()) <= {"queued", "inferring"}
-        engine.healthy = True
+        disk.healthy = True
         until(lambda: up.states() == ["done"] * queued)
 
 
-def test_one_file_that_the_disk_fails_on_does_not_block_the_others(bench, monkeypatch):
-    monkeypatch.setattr(worker, "NO_ROOM_PAUSE", 0.001)
-    up = bench()
+def test_one_file_that_the_disk_fails_on_does_not_block_the_others(bench):
+    disk = FailingReads(errno.EIO)
+    up = bench(disk)
     up.queue(*[""] * 6)
-    engine = FailingReads(up.settings, errno.EIO)
-    engine.bad = up.spool.path(up.store.instances()[1].blob)
-    with at_work(up, engine) as until:
+    disk.bad = up.spool.path(up.store.instances()[1].blob)
+    with at_work(up) as until:
         until(lambda: up.states().count("done") == 5)
         up.queue("")
-        until(lambda: up.states().count("done") == 6 and engine.failures > 12)
+        until(lambda: up.states().count("done") == 6 and disk.failures > 12)
         assert up.states()[1] in {"queued", "inferring"}
-        engine.healthy = True
+        disk.healthy = True
         until(lambda: up.states() == ["done"] * 7)
 
 
 @pytest.mark.parametrize("how", ["moved away", "not mounted"])
-def test_a_spool_that_is_away_buries_nothing(bench, monkeypatch, how):
-    monkeypatch.setattr(worker, "NO_ROOM_PAUSE", 0.001)
+def test_a_spool_that_is_away_buries_nothing(bench, how):
     up = bench()
     up.queue("", "", "")
     away = up.spool.blobs.with_name("away")
@@ -248,7 +253,6 @@ class FullDisk(Fs):
 @pytest.mark.parametrize("queued", [1, 2])
 def test_a_full_disk_charges_nothing_and_is_waited_for(bench, monkeypatch, queued, where):
     """The spool has no room, or the database neither, when the worker puts back or looks."""
-    monkeypatch.setattr(worker, "NO_ROOM_PAUSE", 0.001)
     disk, full, failures = FullDisk(), threading.Event(), []
     full.set()
     up = bench(disk)
@@ -305,3 +309,62 @@ def test_runs_until_it_is_told_to_stop_and_puts_back_what_it_holds(bench, tmp_pa
     stop.set()
     thread.join()
     assert said == [{"device": "stand-in", "bundle": "stand-in 1"}]
+
+
+class CountingFs(Fs):
+    """Counts how often each file is read."""
+
+    def __init__(self) -> None:
+        self.reads: Counter[str] = Counter()
+
+    def read(self, path: Path) -> bytes:
+        self.reads[path.name] += 1
+        return super().read(path)
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each content of more than 100 bytes was hashed, by its SHA-256."""
+    counts: Counter[str] = Counter()
+    sha256 = hashlib.sha256
+
+    def count(data: bytes = b"", **options: bool) -> Any:
+        digest = sha256(data, **options)
+        if len(data) > 100:
+            counts[digest.hexdigest()] += 1
+        return digest
+
+    monkeypatch.setattr(hashlib, "sha256", count)
+    return counts
+
+
+def test_a_blob_is_read_and_hashed_once_on_its_way(bench, hashed, tmp_path):
+    """By the worker, and by the courier of a destination: bytes are handed on."""
+    disk = CountingFs()
+    up = bench(disk)
+    up.queue("")
+    (item,) = up.store.instances()
+    hashed.clear()
+    up.work()
+    assert disk.reads == {item.blob: 1}
+    outputs = up.store.blobs() - {item.blob}
+    assert hashed == {item.blob: 1} | dict.fromkeys(outputs, 1)
+    disk.reads.clear()
+    hashed.clear()
+    folder = FolderDestination(kind="folder", name="results", path=tmp_path / "results")
+    folder.path.mkdir()
+    settings = DeliverySettings()
+    courier = Courier(
+        "results", FolderSender(folder), settings=settings, spool=up.spool, store=up.store
+    )
+    while courier.step() is not None:
+        pass
+    assert len(list(folder.path.rglob("*.dcm"))) == 2
+    assert disk.reads == hashed == dict.fromkeys(outputs, 1)
+
+
+def test_the_engine_takes_the_digest_of_the_receiver(tmp_path):
+    """The UIDs of the outputs hang on it: both ways to compute it must agree."""
+    file = tmp_path / "file.dcm"
+    file.write_bytes(encode(radiograph()))
+    assert content_digest(file.read_bytes()) == digests(file)[1]

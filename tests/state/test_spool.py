@@ -16,9 +16,10 @@ from pynetdicom.dsutils import create_file_meta, encode_file_meta
 
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import DamagedBlob, StateError, StateInUse
+from nemt_dicom.files import Fs
 from nemt_dicom.service.receiver import Receiver, Request, digests
 from nemt_dicom.state.records import Arrival, Receipt
-from nemt_dicom.state.spool import Fs, Spool, StateLock, prepare_state_dir
+from nemt_dicom.state.spool import Spool, StateLock, prepare_state_dir
 from nemt_dicom.state.store import Store
 from tests.service.service_kit import encode, radiograph
 

@@ -18,10 +18,10 @@ from nemt_dicom.state.records import (
     DeadReason,
     DeliveryState,
     InstanceState,
+    Output,
     Parcel,
     Receipt,
     Rejection,
-    StoredOutput,
 )
 from nemt_dicom.state.store import MAX_INTERRUPTIONS, MAX_STRIKES, Store
 
@@ -49,8 +49,8 @@ def rejection(uid: str, content: str = "a") -> Rejection:
     )
 
 
-def output(uid: str, blob: str = "out", kind: str = "seg") -> StoredOutput:
-    return StoredOutput(
+def output(uid: str, blob: str = "out", kind: str = "seg") -> Output:
+    return Output(
         kind=kind,
         sop_class_uid="1.2.3",
         sop_instance_uid=uid,

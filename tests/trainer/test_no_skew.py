@@ -56,7 +56,7 @@ def require_no_skew(cases: Sequence[Case], explainer: Explainer, seen: list[np.n
     examples = load(cases, explainer)
     for case, example in zip(cases, examples.images, strict=True):
         if case.kind == "dicom":
-            radiograph = read_source(case.path, InputSettings()).radiograph
+            radiograph = read_source(case.path.read_bytes(), InputSettings()).radiograph
         elif case.kind == "picture":
             radiograph = Radiograph.from_picture(case.path)
         else:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from nemt_dicom import cli as service
 from nemt_dicom.config import Settings
 from nemt_dicom.model.bundle import Bundle, save, write_manifest
-from nemt_dicom.service.worker import PipelineEngine
+from nemt_dicom.pipeline import PipelineEngine
 from tests.conftest import random_network
 from tests.trainer.synthetic_sets import write_csv_set, write_ham, write_nih, write_rsna
 from trainer.cli import main as train
