@@ -42,7 +42,8 @@ prepare_environment() {
     "$python" -m venv "$root/.venv"
   fi
   stamp="$root/.venv/installed$extras"
-  if [ ! -f "$stamp" ] || [ "$root/pyproject.toml" -nt "$stamp" ] || [ "$root/deploy/constraints.txt" -nt "$stamp" ]; then
+  if [ ! -f "$stamp" ] || [ "$root/pyproject.toml" -nt "$stamp" ] || [ "$root/deploy/constraints.txt" -nt "$stamp" ] ||
+    [ "$root/nemt_dicom/__init__.py" -nt "$stamp" ]; then # it has the version
     echo "Installing into .venv (PyTorch with CUDA: several GB at the first time)"
     "$root/.venv/bin/pip" install --disable-pip-version-check --no-warn-script-location \
       -c "$root/deploy/constraints.txt" -e "$root$extras"

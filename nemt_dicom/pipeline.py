@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
+from pathlib import Path
 from typing import Protocol
 
+from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
 from pydicom.errors import InvalidDicomError
@@ -25,7 +27,7 @@ from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.explainer import Explainer
 from nemt_dicom.model.explanation import Explanation
 from nemt_dicom.outputs.derived import Origin
-from nemt_dicom.outputs.secondary_capture import build_secondary_capture
+from nemt_dicom.outputs.secondary_capture import build_secondary_capture, render
 from nemt_dicom.outputs.segmentation import build_fractional, build_segmentation
 from nemt_dicom.state.records import Output
 
@@ -109,6 +111,49 @@ def build_outputs(
         if settings.seg_fractional:
             outputs.append(build_fractional(origin))
     return outputs
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explained:
+    """A DICOM file and its explanation, for notebooks.
+
+    radiograph: the image as a display shows it; `radiograph.pixels` (rows, columns) float32 in
+        [0, 1], 1 = white.
+    explanation: `explanation.mask` (rows, columns) float32 in [0, 1], 1 = evidence;
+        `explanation.evidence.probability`; `explanation.verdict`.
+    """
+
+    radiograph: Radiograph
+    explanation: Explanation
+
+    def picture(self, longest_side: int = 1024) -> Image.Image:
+        """The overlay with its legend, RGB: the picture inside the Secondary Capture.
+
+        longest_side: pixels of the radiograph's longest side in the picture.
+        """
+        radiograph = self.radiograph
+        picture, _ = render(self.explanation, radiograph.pixels, longest_side, radiograph.aspect)
+        return picture
+
+
+def explain_file(
+    file: str | Path, *, bundle: str | Path | None = None, settings: Settings | None = None
+) -> Explained:
+    """Explains one DICOM file.
+
+    bundle: folder of a model bundle; None is the bundle that ships.
+    settings: the sections `input` and `explanation` apply; `bundle`, if given, comes first.
+
+    The model is loaded at each call. For many files, make one `Explainer` and give it radiographs.
+    Raises `Refused` if the file is not a radiograph that can be explained, `BundleError` for a
+    bundle that cannot be used, `OSError` if the file cannot be read.
+    """
+    settings = settings or Settings()
+    folder = settings.explanation.bundle if bundle is None else Path(bundle)
+    explainer = Explainer(Bundle.load_served(folder), settings.explanation)
+    radiograph = read_source(Path(file).read_bytes(), settings.input).radiograph
+    (explanation,) = explainer.explain([radiograph])
+    return Explained(radiograph=radiograph, explanation=explanation)
 
 
 class Engine(Protocol):
