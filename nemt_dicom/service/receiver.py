@@ -17,7 +17,8 @@ from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, AllTransferSyntaxes
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import Reason, Refused
 from nemt_dicom.intake.admission import SOP_CLASSES
-from nemt_dicom.intake.header import dataset_offset, scan_header, valid_uid
+from nemt_dicom.intake.header import dataset_offset, scan_header
+from nemt_dicom.intake.uid import valid_uid
 from nemt_dicom.log import escape, instance_name
 from nemt_dicom.state.records import Arrival, Receipt, Rejection
 from nemt_dicom.state.spool import CHUNK, Spool

@@ -20,7 +20,8 @@ from pynetdicom.association import Association
 from nemt_dicom.config import DeliverySettings, DicomDestination, FolderDestination, Settings
 from nemt_dicom.errors import Refused
 from nemt_dicom.files import Fs, write_whole
-from nemt_dicom.intake.header import dataset_offset, valid_uid
+from nemt_dicom.intake.header import dataset_offset
+from nemt_dicom.intake.uid import valid_uid
 from nemt_dicom.log import escape
 from nemt_dicom.service.pynetdicom_patches import limit_sending, send_dataset
 from nemt_dicom.state.records import Output

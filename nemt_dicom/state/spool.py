@@ -25,6 +25,7 @@ from nemt_dicom.errors import DamagedBlob, StateError, StateInUse
 from nemt_dicom.files import Fs
 
 CHUNK = 1 << 20  # bytes
+CHILD_PATIENCE_S = 10.0
 
 
 class Spool:
@@ -169,10 +170,10 @@ class StateLock:
     Raises `StateInUse`, naming the process id, where another process holds it.
     """
 
-    CHILD_PATIENCE = 10.0  # seconds for a killed predecessor's children to be gone
-
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, *, child_patience_s: float = CHILD_PATIENCE_S) -> None:
+        """`child_patience_s`: seconds for the children of a killed predecessor to be gone."""
         self._dir = state_dir
+        self._child_patience_s = child_patience_s
         self._file = -1
 
     def __enter__(self) -> "StateLock":
@@ -203,7 +204,7 @@ class StateLock:
         """Waits until no child of a killed predecessor is left: they hold the port and the tmp."""
         handle = _open_lock(self._dir / "lock.children")
         try:
-            deadline = time.monotonic() + self.CHILD_PATIENCE
+            deadline = time.monotonic() + self._child_patience_s
             while True:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

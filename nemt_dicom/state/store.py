@@ -18,7 +18,7 @@ from typing import Any
 
 from nemt_dicom.errors import Reason
 from nemt_dicom.state import queries
-from nemt_dicom.state.database import Database
+from nemt_dicom.state.database import BUSY_MS, Database
 from nemt_dicom.state.migrations import FUNCTIONS, STEPS
 from nemt_dicom.state.records import (
     CONFLICT_REASON,
@@ -42,7 +42,7 @@ MAX_INTERRUPTIONS = 10  # runs alone during which the whole service was killed
 class Store:
     """One connection to the database of a state folder. Use one for each process."""
 
-    def __init__(self, state_dir: Path, *, read_only: bool = False) -> None:
+    def __init__(self, state_dir: Path, *, read_only: bool = False, busy_ms: int = BUSY_MS) -> None:
         """Opens the database, and creates it where it is missing unless `read_only`.
 
         Raises `StateError` where it is missing, damaged or written by a newer release.
@@ -53,6 +53,7 @@ class Store:
             steps=STEPS,
             functions=FUNCTIONS,
             read_only=read_only,
+            busy_ms=busy_ms,
         )
 
     def close(self) -> None:
