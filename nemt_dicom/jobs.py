@@ -1,4 +1,4 @@
-"""What `nemt-dicom jobs` shows and does: instances, their deliveries, and another try for the dead.
+"""`nemt-dicom jobs`: shows instances and deliveries, and tries dead ones again.
 
 It works on the database of a state folder, whether or not the service runs.
 """
@@ -60,7 +60,7 @@ def overview(instances: Sequence[Instance]) -> Table:
 
 
 def details(instance: Instance) -> Iterator[Table]:
-    """All that is known of an instance, then its deliveries where it has any."""
+    """All that is known of an instance, then its deliveries if it has any."""
     table = folding_table("", "")
     table.show_header = False
     for key, value in _as_dict(instance).items():
@@ -112,18 +112,18 @@ def retry(
         lost = {blob: image for blob, image in store.given_up(uids) if spool.has_lost(blob)}
         gone = {blob for blob, image in lost.items() if spool.has_lost(image)}
         done = store.retry(uids, configured, lost.keys() - gone)
-    said = [
+    lines = [
         f"instances queued again: {done.queued}",
         f"deliveries tried again: {done.pending}",
         f"deliveries added: {done.added}",
     ]
     if done.remade:
-        said.append(f"instances explained again, their results were lost: {done.remade}")
+        lines.append(f"instances explained again, their results were lost: {done.remade}")
     if gone:
-        said.append(f"results lost for good, the spool has lost their images too: {len(gone)}")
+        lines.append(f"results lost for good, the spool has lost their images too: {len(gone)}")
     if done.held:
-        said.append(f"instances left dead, their UID came with other content: {done.held}")
-    return said + [
+        lines.append(f"instances left dead, their UID came with other content: {done.held}")
+    return lines + [
         f"deliveries left, destination {name} is not configured: {count}"
         for name, count in done.left.items()
     ]

@@ -20,16 +20,11 @@ from pynetdicom import _config
 
 from nemt_dicom.config import DeliverySettings, DicomDestination, FolderDestination, Settings
 from nemt_dicom.log import instance_name
-from nemt_dicom.service.delivery import Courier
+from nemt_dicom.service.delivery import Courier, make_sender
+from nemt_dicom.service.dicom_sender import DicomSender
+from nemt_dicom.service.folder_sender import FolderSender
 from nemt_dicom.service.pynetdicom_patches import configure_sending
-from nemt_dicom.service.sender import (
-    Answer,
-    DicomSender,
-    FolderSender,
-    Outcome,
-    make_sender,
-    outcome_of,
-)
+from nemt_dicom.service.sender import Answer, Outcome, outcome_of
 from nemt_dicom.state.records import Delivery, Output
 from nemt_dicom.state.spool import Spool
 from nemt_dicom.state.store import Store

@@ -19,8 +19,8 @@ from nemt_dicom.files import Fs
 from nemt_dicom.pipeline import content_digest
 from nemt_dicom.service.child import Life
 from nemt_dicom.service.delivery import Courier
+from nemt_dicom.service.folder_sender import FolderSender
 from nemt_dicom.service.receiver import digests
-from nemt_dicom.service.sender import FolderSender
 from nemt_dicom.service.worker import Worker, run_worker
 from nemt_dicom.state.records import Arrival
 from nemt_dicom.state.spool import Spool
