@@ -1,4 +1,4 @@
-"""What `nemt-dicom jobs` shows and does: instances, their deliveries, and another try for the dead.
+"""`nemt-dicom jobs`: shows instances and deliveries, and tries dead ones again.
 
 It works on the database of a state folder, whether or not the service runs.
 """
@@ -13,17 +13,22 @@ from rich.table import Table
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import NemtError, StateError
 from nemt_dicom.log import instance_name
+from nemt_dicom.state.database import BUSY_MS
 from nemt_dicom.state.records import Instance
 from nemt_dicom.state.spool import Spool
 from nemt_dicom.state.store import Store
 
 
 @contextmanager
-def opened(settings: Settings, *, read_only: bool = True) -> Iterator[Store]:
-    """The database of the state folder. Raises `StateError` where it cannot be used."""
+def opened(
+    settings: Settings, *, read_only: bool = True, busy_ms: int = BUSY_MS
+) -> Iterator[Store]:
+    """The database of the state folder. Raises `StateError` if it cannot be used, or if another
+    process holds its lock for `busy_ms` milliseconds.
+    """
     state_dir = settings.state.dir
     try:
-        with closing(Store(state_dir, read_only=read_only)) as store:
+        with closing(Store(state_dir, read_only=read_only, busy_ms=busy_ms)) as store:
             yield store
     except OSError as error:
         raise StateError(f"state folder {state_dir}: {error.strerror}") from error
@@ -55,7 +60,7 @@ def overview(instances: Sequence[Instance]) -> Table:
 
 
 def details(instance: Instance) -> Iterator[Table]:
-    """All that is known of an instance, then its deliveries where it has any."""
+    """All that is known of an instance, then its deliveries if it has any."""
     table = folding_table("", "")
     table.show_header = False
     for key, value in _as_dict(instance).items():
@@ -80,39 +85,45 @@ def as_json(instances: Sequence[Instance]) -> str:
     return json.dumps([_as_dict(instance) for instance in instances], indent=2)
 
 
-def retry(settings: Settings, keys: Sequence[str] | None, *, by_file: bool) -> list[str]:
-    """Tries again what is dead, see `Store.retry`: of `keys`, or of all. Says what it did.
+def retry(
+    settings: Settings, keys: Sequence[str] | None, *, by_file: bool, busy_ms: int = BUSY_MS
+) -> list[str]:
+    """Tries again what is dead, see `Store.retry`; returns lines that say what it did.
 
-    by_file: the settings are of a file. Raises `NemtError` for an unknown key, and where the
-    settings cannot be the service's own, for results went elsewhere.
+    keys: the instances, see `find`; None for all.
+    by_file: the settings come from a file.
+    busy_ms: milliseconds to wait for the lock of the database.
+
+    Raises `NemtError` for an unknown key, and if the settings cannot be the service's own because
+    results went elsewhere.
     """
     configured = [destination.name for destination in settings.resolved_destinations()]
     # A reader first: it makes no database, and migrates none under a service that runs.
     with opened(settings) as store:
         uids = None if keys is None else [find(store, key) for key in keys]
-        others = store.destinations().difference(configured)
-    if others and not settings.destinations and not by_file:
+        not_configured = store.destinations().difference(configured)
+    if not_configured and not settings.destinations and not by_file:
         raise NemtError(
-            f"results were for {', '.join(sorted(others))}, and these settings name no "
+            f"results were for {', '.join(sorted(not_configured))}, and these settings name no "
             "destination: give the service's own with --config"
         )
-    with opened(settings, read_only=False) as store:
+    with opened(settings, read_only=False, busy_ms=busy_ms) as store:
         spool = Spool(settings.state.dir, process="jobs")
-        lost = {own: image for own, image in store.given_up(uids) if spool.has_lost(own)}
-        gone = {own for own, image in lost.items() if spool.has_lost(image)}
+        lost = {blob: image for blob, image in store.given_up(uids) if spool.has_lost(blob)}
+        gone = {blob for blob, image in lost.items() if spool.has_lost(image)}
         done = store.retry(uids, configured, lost.keys() - gone)
-    said = [
+    lines = [
         f"instances queued again: {done.queued}",
         f"deliveries tried again: {done.pending}",
         f"deliveries added: {done.added}",
     ]
     if done.remade:
-        said.append(f"instances explained again, their results were lost: {done.remade}")
+        lines.append(f"instances explained again, their results were lost: {done.remade}")
     if gone:
-        said.append(f"results lost for good, the spool has lost their images too: {len(gone)}")
+        lines.append(f"results lost for good, the spool has lost their images too: {len(gone)}")
     if done.held:
-        said.append(f"instances left dead, their UID came with other content: {done.held}")
-    return said + [
+        lines.append(f"instances left dead, their UID came with other content: {done.held}")
+    return lines + [
         f"deliveries left, destination {name} is not configured: {count}"
         for name, count in done.left.items()
     ]

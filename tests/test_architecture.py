@@ -28,7 +28,7 @@ def imported(path: Path) -> set[str]:
 
 
 OWNERS = {
-    "pynetdicom": {"listener", "sender", "demo", "pynetdicom_patches"},
+    "pynetdicom": {"listener", "dicom_sender", "demo", "pynetdicom_patches"},
     "apsw": {"database"},
     "sqlite3": set(),
     "pickle": {"child"},  # settings from parent to child, never a file

@@ -19,8 +19,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from nemt_dicom import cli, demo
-from nemt_dicom.errors import NemtError, Reason
+from nemt_dicom import cli, demo, jobs
+from nemt_dicom.config import load_settings
+from nemt_dicom.errors import NemtError, Reason, StateError
+from nemt_dicom.files import Fs
 from nemt_dicom.state.records import Arrival, Output, Rejection
 from nemt_dicom.state.store import Store
 from tests.service.hospital import Service
@@ -108,17 +110,17 @@ def test_explain_leaves_no_half_file_and_goes_on(
     tmp_path, capsys, monkeypatch, random_bundle
 ) -> None:
     out, full = tmp_path / "out", iter([True])
-    whole = Path.write_bytes
+    whole = Fs.write
 
-    def write_bytes(path: Path, data: bytes) -> int:
+    def write(fs: Fs, path: Path, data: bytes) -> None:
         if next(full, False):
-            whole(path, data[:100])
+            whole(fs, path, data[:100])
             raise OSError(errno.ENOSPC, "No space left on device")
-        return whole(path, data)
+        whole(fs, path, data)
 
     shutil.copy(CHEST, tmp_path / "other [b].dcm")
     arguments = ["--out", str(out), "--bundle", str(random_bundle.folder)]
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(Fs, "write", write)
     assert run("explain", CHEST, str(tmp_path / "other [b].dcm"), *arguments) == 1
     text = capsys.readouterr().out
     assert " No space left on device " in text, "and no markup"
@@ -333,13 +335,15 @@ def test_a_database_of_an_earlier_release_is_left_to_serve(tmp_path, capsys, com
     assert version_1.version(tmp_path / "store.db") == 1
 
 
-def test_a_locked_database_is_said(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("nemt_dicom.state.database.BUSY_MS", 10)
+def test_a_locked_database_is_said(tmp_path) -> None:
     receive(tmp_path, "1.2.3")
-    monkeypatch.setenv("NEMT_DESTINATIONS", '[{"kind": "folder", "name": "a", "path": "x"}]')
-    with closing(Store(tmp_path)) as other, other._db.change():
-        assert run("jobs", "retry", "--all", "--state", str(tmp_path)) == 1
-    assert "the database is locked" in capsys.readouterr().err
+    settings = load_settings(overrides={"state": {"dir": tmp_path}})
+    with (
+        closing(Store(tmp_path)) as other,
+        other._db.change(),
+        pytest.raises(StateError, match="the database is locked"),
+    ):
+        jobs.retry(settings, None, by_file=True, busy_ms=10)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from pydicom.uid import (
 
 from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import Reason, Refused
+from nemt_dicom.intake.uid import value_of
 
 SOP_CLASSES = (
     ComputedRadiographyImageStorage,
@@ -125,12 +126,6 @@ def _pixel_description(dataset: Dataset, settings: InputSettings) -> None:
             Reason.INVALID_ATTRIBUTE,
             f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high} do not fit together",
         )
-
-
-def value_of(dataset: Dataset, keyword: str, default: Any) -> Any:
-    """The attribute's value; `default` where it is absent or empty, which mean the same."""
-    value = dataset.get(keyword)
-    return default if value is None or value == "" else value
 
 
 def _body_part(dataset: Dataset) -> None:

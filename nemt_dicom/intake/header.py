@@ -6,7 +6,6 @@ Data Set encoding: PS3.5 section 7; undefined lengths and sequences: 7.5; Pixel 
 """
 
 import os
-import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ from pydicom.datadict import dictionary_VR
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from nemt_dicom.errors import Reason, Refused
+from nemt_dicom.intake.uid import valid_uid
 
 MAX_DEPTH = 16
 MAX_ELEMENTS = 20_000
 MAX_NON_PIXEL_BYTES = 4_000_000
 
-_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _UNDEFINED = 0xFFFFFFFF
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 
@@ -54,11 +53,6 @@ class Header:
     series_instance_uid: str
     rows: int
     columns: int
-
-
-def valid_uid(text: str) -> bool:
-    """Whether `text` is a UID (PS3.5 section 9.1): dotted numbers, 64 characters at most."""
-    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def dataset_offset(file: BinaryIO) -> int:

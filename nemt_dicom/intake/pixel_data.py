@@ -25,7 +25,7 @@ from pydicom.uid import (
 )
 
 from nemt_dicom.errors import Reason, Refused
-from nemt_dicom.intake.admission import value_of
+from nemt_dicom.intake.uid import value_of
 
 NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless})
 CODECS: dict[str, Callable[[bytes], NDArray[Any]]] = {

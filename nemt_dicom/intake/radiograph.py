@@ -14,9 +14,10 @@ from pydicom import Dataset
 
 from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import DataError, Reason, Refused
-from nemt_dicom.intake.admission import admit, value_of
+from nemt_dicom.intake.admission import admit
 from nemt_dicom.intake.display import display_curve
 from nemt_dicom.intake.pixel_data import decode
+from nemt_dicom.intake.uid import value_of
 
 Orientation = tuple[Literal["L", "R", "H", "F"], Literal["L", "R", "H", "F"]]
 """Where rows and columns run to: PatientOrientation (PS3.3 C.7.6.1.1.1)."""

@@ -22,7 +22,7 @@ from pydicom.filereader import read_dataset
 from pydicom.sequence import Sequence
 from pydicom.valuerep import DSfloat, PersonName, validate_value
 
-from nemt_dicom.intake.header import valid_uid
+from nemt_dicom.intake.uid import valid_uid
 
 UTF_8 = "ISO_IR 192"
 DEFAULT_SETS = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})

@@ -38,21 +38,27 @@ main({handle})
 
 @dataclass(frozen=True)
 class Life:
-    """What the work of a child is given: when to stop, and how to say that it is ready."""
+    """The ties between the work of a child and its parent.
+
+    stop: set when the work must end.
+    ready: tells the parent that the work has begun, with facts for its report.
+    """
 
     stop: threading.Event
     ready: Callable[[dict[str, Any]], None]
 
 
 Work = Callable[[Settings, Life], None]
-"""What a child does. It returns after `stop` is set; a `NemtError` it raises is reported."""
+"""The work of a child. It returns after `stop` is set. A `NemtError` that it raises is reported."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a child said: `ready` with what it told of itself, then or instead why it failed.
+    """The words of a child so far.
 
-    `kind` is the class of `errors` that it failed with.
+    ready: its facts, once it is ready; None before.
+    failure: why it failed; None if it did not.
+    kind: name of the class in errors.py that it failed with.
     """
 
     ready: dict[str, Any] | None = None
@@ -189,7 +195,7 @@ def _stop_event() -> threading.Event:
 
 
 def _die_with(parent: int) -> None:
-    """Ends this process when its parent is gone, and at once where it is gone already."""
+    """Ends this process when its parent is gone, at once if it is gone already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

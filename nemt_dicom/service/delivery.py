@@ -1,23 +1,27 @@
-"""The sending process: one queue for each destination, none waiting for another.
+"""The sending process: one queue for each destination. No queue waits for another.
 
-What is sent are the stored bytes, every time, and only where they are what was stored. A
-destination that cannot be reached is tried for ever, one output as the probe, with growing random
-pauses. An output that it does not take is tried again while the others flow on: for ever where the
-destination is not up to it, and where it rejects the object itself until that is a dead letter.
+Every attempt sends the stored bytes, and only if they are undamaged. A destination that cannot be
+reached is tried for ever, with growing random pauses and one output as the probe. An output that
+the destination does not take is tried again, while other outputs flow on: for ever if the
+destination has no room or is not configured for it, and until it is a dead letter if the
+destination rejects the object itself.
 """
 
 import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
-from nemt_dicom.config import DeliverySettings, Settings
+from nemt_dicom.config import DeliverySettings, DicomDestination, FolderDestination, Settings
 from nemt_dicom.errors import DamagedBlob, StateError
 from nemt_dicom.log import describe_error, instance_name
 from nemt_dicom.service.child import Life
+from nemt_dicom.service.dicom_sender import DicomSender
+from nemt_dicom.service.folder_sender import FolderSender
 from nemt_dicom.service.pynetdicom_patches import configure_sending
-from nemt_dicom.service.sender import Answer, Outcome, Sender, make_sender
+from nemt_dicom.service.sender import Answer, Outcome, Sender
 from nemt_dicom.state.records import Output, Parcel
 from nemt_dicom.state.spool import Spool
 from nemt_dicom.state.store import Store
@@ -48,7 +52,7 @@ class Courier:
             version = self._store.data_version()  # before looking: nothing slips in between
             try:
                 pause = self.step()
-            except OSError as error:  # of our own disk: sent again later, the same bytes
+            except OSError as error:  # of our disk: the same bytes are sent again later
                 LOGGER.error("delivery to %s: %s", self.name, describe_error(error))
                 pause = self._settings.retry_first_s
             if pause is None:
@@ -100,7 +104,7 @@ class Courier:
             self._postpone(parcel, outcome, self.rejection_pause(parcel.rejections))
         else:
             self._postpone(parcel, outcome, self.backoff(parcel.attempts))
-            return self.backoff(0)  # gentle to the destination, yet others hardly wait
+            return self.backoff(0)  # gentle to the destination; other outputs hardly wait
         return 0
 
     def _is_final(self, parcel: Parcel, outcome: Outcome) -> bool:
@@ -134,7 +138,7 @@ class Courier:
     def rejection_pause(self, rejections: int) -> float:
         """Seconds to wait after a rejection and `rejections` earlier ones.
 
-        Short once, then long: the destination may be what is at fault, and a dead letter is final.
+        Short once, then long: the destination may be at fault, and a dead letter is final.
         """
         longest = self._settings.retry_longest_s
         pause = longest if rejections else min(longest, self._settings.retry_first_s)
@@ -155,12 +159,26 @@ class Courier:
 
 
 def _kept(outcome: Outcome) -> str:
-    """What the database keeps of an outcome: our words, then the peer's."""
+    """The text of an outcome for the database: our words, then the peer's."""
     return ": ".join(text for text in (outcome.detail, outcome.comment) if text)
 
 
+def make_sender(
+    destination: DicomDestination | FolderDestination,
+    settings: Settings,
+    syntaxes: Callable[[], list[tuple[str, str]]],
+) -> Sender:
+    """The sender for a destination's kind."""
+    if isinstance(destination, FolderDestination):
+        return FolderSender(destination, make=destination.path == settings.own_results)
+    return DicomSender(destination, settings.delivery, syntaxes)
+
+
 def run_delivery(settings: Settings, life: Life) -> None:
-    """The delivery process, until it is told to stop."""
+    """Runs the delivery process until it is told to stop.
+
+    Raises `StateError` if the database cannot be used or a courier ended by itself.
+    """
     configure_sending()
     store = Store(settings.state.dir)
     spool = Spool(settings.state.dir, process="delivery")

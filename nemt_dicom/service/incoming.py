@@ -1,4 +1,4 @@
-"""What arrives from the network, byte by byte: PDUs in time, datasets into files.
+"""Bytes from the network: PDUs in time, datasets into files.
 
 Both take the place of parts of pynetdicom that let a peer or a full disk stop the service.
 """
@@ -29,7 +29,7 @@ class PduReader:
         self._deadline: float | None = None  # of the PDU whose header has been read
 
     def __call__(self, count: int) -> bytearray:
-        """The next `count` bytes, fewer where the peer has closed. Raises `OSError` otherwise."""
+        """The next `count` bytes, fewer if the peer has closed. Raises `OSError` otherwise."""
         if count > LONGEST_PDU:
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
         is_header = self._deadline is None
@@ -56,11 +56,11 @@ class PduReader:
 
 
 class IncomingFile:
-    """A dataset on its way into a file of the spool's tmp, with what pynetdicom asks of a file.
+    """A dataset on its way into a file of the spool's tmp, with the methods pynetdicom calls.
 
-    Writing raises nothing, since that would end the association without an answer: `error` says
-    what went wrong, the file is removed and the rest of the dataset ignored. The file is removed
-    for good when this is closed or forgotten, unless it was moved away before.
+    Writing raises nothing, because an error would end the association without an answer. Instead
+    `error` holds it, the file is removed, and the rest of the dataset is ignored. The file is also
+    removed when this object is closed or forgotten, unless it was moved away before.
     """
 
     def __init__(self, spool: Spool, *, min_free: int) -> None:
@@ -84,11 +84,11 @@ class IncomingFile:
 
     @property
     def file(self) -> "IncomingFile":
-        """What pynetdicom flushes."""
+        """The object whose `flush` pynetdicom calls."""
         return self
 
     def tell(self) -> int:
-        """How many bytes have arrived, written or not."""
+        """The number of bytes that have arrived, written or not."""
         return self._size
 
     def write(self, data: bytes) -> None:

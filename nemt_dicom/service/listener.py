@@ -105,7 +105,7 @@ class Listener:
         self._waiting: WeakKeyDictionary[Any, list[IncomingFile]] = WeakKeyDictionary()
 
     def start(self) -> None:
-        """Raises `StateError` where the address cannot be bound."""
+        """Binds the port and accepts. Raises `StateError` if the address cannot be bound."""
         handlers = [
             (evt.EVT_CONN_OPEN, self._on_open),
             (evt.EVT_C_STORE, self._on_store),
@@ -150,7 +150,7 @@ class Listener:
         with self._lock:
             self._under_way += 1
             waiting = self._waiting.get(event.assoc)
-            if waiting:  # not where the connection has closed meanwhile
+            if waiting:  # none if the connection has closed meanwhile
                 waiting.pop(0)
         try:
             receipt = self._keep(event)
@@ -201,7 +201,7 @@ class Listener:
                 self._waiting.setdefault(event.assoc, []).append(file)
 
     def _on_close(self, event: evt.Event) -> None:
-        """Removes what nobody will handle any more."""
+        """Removes the files that nobody will handle any more."""
         forget_connection(event.assoc)
         with self._lock:
             files = self._waiting.pop(event.assoc, [])
@@ -253,7 +253,10 @@ def configure_libraries(spool: Spool, min_free: int) -> None:
 
 
 def run_listener(settings: Settings, life: Life) -> None:
-    """The listener process, until it is told to stop."""
+    """Runs the listener process until it is told to stop.
+
+    Raises `StateError` if the database cannot be used or the port cannot be bound.
+    """
     spool = Spool(settings.state.dir, process="listener")
     spool.prepare()
     store = Store(settings.state.dir)

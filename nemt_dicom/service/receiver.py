@@ -17,7 +17,8 @@ from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, AllTransferSyntaxes
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import Reason, Refused
 from nemt_dicom.intake.admission import SOP_CLASSES
-from nemt_dicom.intake.header import dataset_offset, scan_header, valid_uid
+from nemt_dicom.intake.header import dataset_offset, scan_header
+from nemt_dicom.intake.uid import valid_uid
 from nemt_dicom.log import escape, instance_name
 from nemt_dicom.state.records import Arrival, Receipt, Rejection
 from nemt_dicom.state.spool import CHUNK, Spool
@@ -33,8 +34,12 @@ received is written by pynetdicom.
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a C-STORE request says of its dataset: the command's UIDs, and the presentation
-    context's abstract and transfer syntax.
+    """The description of a dataset in its C-STORE request (PS3.7 section 9.1.1).
+
+    sop_class_uid: Affected SOP Class UID of the command.
+    sop_instance_uid: Affected SOP Instance UID of the command.
+    abstract_syntax_uid: of the presentation context.
+    transfer_syntax_uid: of the presentation context.
     """
 
     sop_class_uid: str
@@ -54,8 +59,8 @@ class Receiver:
     def keep(self, path: Path, request: Request) -> Receipt:
         """Stores the Part 10 file at `path`, in the spool's tmp; durable on return.
 
-        Raises `Refused` where the instance is not to be sent again unchanged, then a refusal is
-        recorded, or `OSError` where there is no room.
+        Raises `Refused` if sending the instance again unchanged cannot help; the refusal is
+        recorded then. Raises `OSError` if there is no room.
         """
         if self.too_full():
             raise OSError(errno.ENOSPC, "too little free space in the state folder")
@@ -76,10 +81,11 @@ class Receiver:
         return self._take(path, request, whole, content)
 
     def take_back(self, blob: Path) -> bool:
-        """Takes in a blob that the database does not know, for it was lost or is an older one.
+        """Takes in a blob that the database does not know, because the database was lost or is an
+        older one. Returns whether the blob must stay.
 
-        False: it is no instance as it was received, or the database knows its content. Raises
-        `OSError` where there is no room for it; a blob that is damaged or cannot be read is left.
+        False: it is no received instance, or the database knows its content. A blob that is damaged
+        or cannot be read stays. Raises `OSError` if there is no room for its row.
         """
         try:
             whole, content = digests(blob)
@@ -103,7 +109,7 @@ class Receiver:
         return True
 
     def too_full(self) -> bool:
-        """Whether nothing is received, for want of free space."""
+        """Whether there is too little free space to receive anything."""
         return self._spool.free_bytes() < self._settings.listener.min_free_mb * 1_000_000
 
     def _take(self, path: Path, request: Request, whole: str, content: str) -> Receipt:
@@ -119,22 +125,22 @@ class Receiver:
 
 
 def _check(path: Path, request: Request, max_megapixels: float) -> None:
-    """Raises `Refused` where the file at `path` is no whole instance or not what was announced."""
-    asked = (request.sop_class_uid, request.sop_instance_uid)
-    if not all(valid_uid(uid) for uid in asked):
+    """Raises `Refused` if the file at `path` is no whole instance or not the announced one."""
+    announced = (request.sop_class_uid, request.sop_instance_uid)
+    if not all(valid_uid(uid) for uid in announced):
         raise Refused(Reason.INVALID_UID, "a UID of the C-STORE command is not valid")
     if request.sop_class_uid != request.abstract_syntax_uid:
         raise Refused(Reason.UID_MISMATCH, "SOP class differs from presentation context")
     syntax = request.transfer_syntax_uid
     header = scan_header(path, transfer_syntax_uid=syntax, max_megapixels=max_megapixels)
-    if (header.sop_class_uid, header.sop_instance_uid) != asked:
+    if (header.sop_class_uid, header.sop_instance_uid) != announced:
         raise Refused(Reason.UID_MISMATCH, "UIDs differ between command and dataset")
 
 
 def _request_of(path: Path) -> Request | None:
-    """What the C-STORE request said, from the file meta information of what was received.
+    """The C-STORE request of a received file, from its file meta information.
 
-    None where that is unreadable, or where the file is one of our own outputs.
+    None if that is unreadable, or if the file is one of our outputs.
     """
     with path.open("rb") as file:
         if dataset_offset(file) > file.seek(0, os.SEEK_END):
@@ -145,8 +151,8 @@ def _request_of(path: Path) -> Request | None:
         sop_instance = str(meta.MediaStorageSOPInstanceUID)
     except (InvalidDicomError, AttributeError, EOFError, KeyError, ValueError, struct.error):
         return None
-    own = meta.get("ImplementationClassUID") in OWN_WRITERS
-    if own or sop_class not in SOP_CLASSES or syntax not in AllTransferSyntaxes:
+    is_output = meta.get("ImplementationClassUID") in OWN_WRITERS
+    if is_output or sop_class not in SOP_CLASSES or syntax not in AllTransferSyntaxes:
         return None
     return Request(
         sop_class_uid=sop_class,

@@ -33,7 +33,7 @@ LOGGER = logging.getLogger(__name__)
 POLL = 0.05  # seconds between looks at the children
 STEADY = 10.0  # seconds after which a child's earlier ends are forgotten
 LONGEST_PAUSE = 1.0  # seconds before a child that ends again and again is started again
-ENDED_BY_ITSELF = frozenset({0, 1})  # exit codes: told to, or with an error; others are crashes
+ENDED_BY_ITSELF = frozenset({0, 1})  # exit codes: told to, or with an error; any other is a crash
 STOP_PATIENCE = 10.0  # seconds for the children to end by themselves
 
 
@@ -46,7 +46,16 @@ def pipeline_engine(settings: Settings) -> "Engine":
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceInfo:
-    """What a running service says of itself."""
+    """The description of a running service, for people.
+
+    ae_title: of the listener.
+    host: address that the listener is bound to.
+    port: of the listener.
+    device: processor of the worker.
+    bundle: name, version and digest of the model bundle.
+    destinations: names of the configured destinations.
+    state_dir: the state folder.
+    """
 
     ae_title: str
     host: str
@@ -68,7 +77,7 @@ class _Watched:
     """One child and how often it has ended lately."""
 
     def __init__(self, name: str, settings: Settings, work: Callable[[bool], Work]) -> None:
-        """`work` gives what to run, told whether it replaces a child that crashed."""
+        """`work` makes the work, from whether the child before it crashed."""
         self.child = Child(name, settings)
         self._work = work
         self._crashed = False
@@ -82,7 +91,7 @@ class _Watched:
         self.child.start(self._work(self._crashed))
 
     def look(self) -> None:
-        """Starts the child again where it has ended; after a pause if it does so repeatedly."""
+        """Starts the child again if it has ended, after a pause if it ends again and again."""
         now = time.monotonic()
         if self._start_at is None:
             code = self.child.poll()
@@ -185,7 +194,7 @@ class Service:
             store.close()
 
     def _tidy_spool(self, spool: Spool, store: Store) -> None:
-        """Takes back what the database does not know, and removes what was cut off."""
+        """Takes back images that the database does not know, and removes unfinished files."""
         receiver = Receiver(self._settings, spool, store)
         known = store.blobs()
         removed = spool.sweep(known, receiver.take_back)
@@ -252,8 +261,8 @@ class Service:
 
 
 def _as_error(kind: str) -> type[NemtError]:
-    found = getattr(errors, kind, NemtError)
-    return found if isinstance(found, type) and issubclass(found, NemtError) else NemtError
+    error = getattr(errors, kind, NemtError)
+    return error if isinstance(error, type) and issubclass(error, NemtError) else NemtError
 
 
 def serve(
@@ -264,7 +273,7 @@ def serve(
 ) -> int:
     """Runs the service until SIGTERM or SIGINT; returns 0 then. Call it in the main thread.
 
-    Raises `NemtError` where it cannot start: `StateInUse`, `StateError`, `BundleError`.
+    Raises `NemtError` if it cannot start: `StateInUse`, `StateError`, `BundleError`.
     """
     configure_logging(settings.log.level)
     service = Service(settings, engine)

@@ -1,7 +1,7 @@
 """The explaining process: claim, read, explain, build, commit.
 
-Batches form from what is queued and never wait to be filled. Whatever goes wrong with a batch sends
-its instances round again one by one, so that none suffers for another.
+A batch takes the queued instances and never waits to be full. If anything goes wrong with a batch,
+its instances run again one by one, so that none suffers for another.
 """
 
 import errno
@@ -32,7 +32,7 @@ FAILING = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV})
 
 
 class Worker:
-    """Explains what is queued. `lease` marks its rows as this process's own."""
+    """Explains queued instances. `lease` marks the rows that this process holds."""
 
     def __init__(
         self,
@@ -52,13 +52,13 @@ class Worker:
         self._destinations = [item.name for item in settings.resolved_destinations()]
         self.lease = uuid.uuid4().hex
         self._stranded = False  # claimed, and there was no room to go on
-        self._unreadable: set[int] = set()  # instances that the disk failed on: after all others
+        self._unreadable: set[int] = set()  # instances that the disk failed on: tried last
 
     def run(self, life: Life) -> None:
-        """Works until `life.stop` is set, then puts back what is unfinished.
+        """Works until `life.stop` is set, then puts back unfinished instances.
 
-        A full or failing disk or a locked database charges no instance: what is claimed is put back
-        as soon as there is room for that, and done again.
+        A full or failing disk or a locked database gives no instance a strike. Claimed instances
+        are put back as soon as there is room for that, and run again.
         """
         while not life.stop.is_set():
             try:
@@ -75,7 +75,7 @@ class Worker:
             self._store.release(self.lease)
 
     def _work(self, life: Life) -> None:
-        """Runs what is queued, or waits until something is."""
+        """Runs queued instances, or waits until there are some."""
         version = self._store.data_version()  # before looking: nothing slips in between
         batch = self._store.claim(self.lease, self._limit, self._unreadable)
         if not batch and self._unreadable:
@@ -90,8 +90,8 @@ class Worker:
     def attempt(self, batch: Sequence[Instance]) -> None:
         """Runs a claimed batch; every instance of it is ended or put back on return.
 
-        Raises `OSError` where the disk is full or fails, which says nothing of the images; the
-        batch is still claimed then.
+        Raises `OSError` if the disk is full or fails, which says nothing of the images. The batch
+        is still claimed then.
         """
         alone = batch[0] if len(batch) == 1 else None
         try:
@@ -152,7 +152,10 @@ class Worker:
             LOGGER.info("explained instance %s: %s", name, summary.get("verdict"))
 
     def _read(self, instance: Instance) -> "tuple[Source, float] | None":
-        """The source and how many milliseconds it took; None where it is refused."""
+        """The source and its time in milliseconds; None if the instance has ended here.
+
+        Raises `OSError` if the disk fails.
+        """
         assert instance.blob is not None, "only what was acknowledged is queued"
         start = time.monotonic()
         name = instance_name(instance.sop_instance_uid)
@@ -180,9 +183,12 @@ def _ms_since(start: float) -> float:
 def run_worker(
     settings: Settings, life: Life, *, engine: "EngineFactory", crashed: bool = False
 ) -> None:
-    """The worker process, until it is told to stop. `crashed`: so did the one before it.
+    """Runs the worker process until it is told to stop.
 
-    Raises `BundleError` where the model cannot be used; nothing is claimed then.
+    engine: makes the engine, here in this process.
+    crashed: whether the worker process before this one crashed.
+
+    Raises `BundleError` if the model cannot be used. Nothing is claimed then.
     """
     ready_engine = engine(settings)
     spool = Spool(settings.state.dir, process="worker")

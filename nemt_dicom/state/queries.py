@@ -93,8 +93,8 @@ MARK_DELIVERY = """
 UPDATE deliveries SET state = ?, attempts = attempts + 1, rejections = rejections + ?, status = ?,
     detail = ?, retry_at = ?, updated = ? WHERE output = ? AND destination = ? AND state = 'pending'
 """
-# Trying again: ?1 is a JSON array of SOP Instance UIDs or NULL for all, ?2 one of destinations or,
-# in DONE_WITH, of blobs.
+# Trying again: ?1 is a JSON array of SOP Instance UIDs, or NULL for all. ?2 is a JSON array of
+# destinations; in DONE_WITH it is a JSON array of blobs.
 
 DEAD = """
 SELECT id, sop_instance_uid, content_digest FROM instances

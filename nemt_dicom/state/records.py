@@ -1,4 +1,4 @@
-"""What the database holds, as plain values: states, instances, outputs, deliveries."""
+"""The content of the database as plain values: states, instances, outputs, deliveries."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ CONFLICT_REASON = "other_content"
 
 
 class Receipt(StrEnum):
-    """What became of an instance that was received. All three are acknowledged."""
+    """The state of an instance just after it was received. All three are acknowledged."""
 
     QUEUED = "queued"
     DUPLICATE = "duplicate"
@@ -46,8 +46,13 @@ class Receipt(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
-    """A received instance. `content_digest` is the SHA-256 of its dataset without file meta
-    information, `blob` that of the whole file in the spool.
+    """A received instance.
+
+    sop_class_uid: of its dataset.
+    sop_instance_uid: of its dataset.
+    content_digest: SHA-256 of its dataset, without file meta information.
+    blob: SHA-256 of the whole file, its name in the spool.
+    received: time of receipt, with a time zone.
     """
 
     sop_class_uid: str
@@ -59,10 +64,15 @@ class Arrival:
 
 @dataclass(frozen=True, kw_only=True)
 class Retried:
-    """What trying again has set going: `queued` instances, `remade` ones whose results were lost,
-    `pending` deliveries that were dead, `added` deliveries to destinations that had none. `held`
-    are dead instances whose UID is known with other content that is or will be explained; `left`
-    counts deliveries by destinations that are not configured.
+    """What `Store.retry` did, as numbers.
+
+    queued: dead instances that are queued again.
+    held: dead instances that stay dead, because other content with their UID is or will be
+        explained.
+    remade: instances that are queued again because the disk lost their outputs.
+    pending: dead deliveries that are pending again.
+    added: new deliveries, to destinations that had none.
+    left: deliveries that were left as they are, by destination that is not configured.
     """
 
     queued: int
@@ -75,7 +85,14 @@ class Retried:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """An instance that was refused on the wire; its bytes are not kept."""
+    """An instance that was refused on the wire. Its bytes are not kept.
+
+    sop_class_uid: of the C-STORE command; printable, but perhaps no valid UID.
+    sop_instance_uid: of the C-STORE command; likewise.
+    content_digest: SHA-256 of the dataset, without file meta information.
+    reason: the code of the refusal.
+    detail: the refusal in words.
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -107,9 +124,13 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
-    """One output on its way to one destination. Counts are of attempts before this one.
+    """One output on its way to one destination.
 
-    source: SOP Instance UID of the image it explains.
+    destination: its name in the configuration.
+    output: the object to send.
+    source: SOP Instance UID of the image that the output explains.
+    attempts: attempts before this one.
+    rejections: attempts before this one that the destination answered with a rejection.
     """
 
     destination: str
@@ -121,8 +142,16 @@ class Parcel:
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """How far an output is on its way to a destination. `status` is the last answer, as `0x0000`
-    for a DICOM node; None before the first.
+    """How far an output is on its way to a destination.
+
+    destination: its name in the configuration.
+    output_uid: SOP Instance UID of the output.
+    kind: kind of the output, see `Output`.
+    state: pending, sent or dead.
+    attempts: attempts so far.
+    status: DIMSE status of the last answer as `0x0000`; None before the first, and for a folder.
+    detail: the last answer in words; None if there is nothing to say.
+    updated: time of the last change, UTC.
     """
 
     destination: str
@@ -137,7 +166,23 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """A received instance. `blob` is None where it was refused on the wire. Times are UTC."""
+    """A received instance. Times are UTC.
+
+    id: its number in the database.
+    sop_instance_uid: of its dataset.
+    sop_class_uid: of its dataset.
+    content_digest: SHA-256 of its dataset, without file meta information.
+    blob: its name in the spool; None if it was refused on the wire.
+    state: see `Store`.
+    reason: why it is refused, dead or in conflict; None in other states.
+    detail: the reason in words.
+    received: time of receipt.
+    updated: time of the last change of its state.
+    duplicates: how many times the same content came again.
+    attempts: runs begun.
+    summary: the evidence and the times of the last run that ended well; None before.
+    deliveries: of its outputs.
+    """
 
     id: int
     sop_instance_uid: str

@@ -25,12 +25,13 @@ from nemt_dicom.errors import DamagedBlob, StateError, StateInUse
 from nemt_dicom.files import Fs
 
 CHUNK = 1 << 20  # bytes
+CHILD_PATIENCE_S = 10.0
 
 
 class Spool:
-    """The blobs of a state folder. `process` names the folder for this process's own temporaries.
+    """The blobs of a state folder. `process` names the folder for the temporaries of this process.
 
-    Methods raise `OSError` where the disk is full or broken; then nothing was stored.
+    Methods raise `OSError` if the disk is full or broken. Nothing was stored then.
     """
 
     def __init__(self, state_dir: Path, *, process: str, fs: Fs | None = None) -> None:
@@ -48,14 +49,14 @@ class Spool:
             self.fs.unlink(leftover)
 
     def path(self, digest: str) -> Path:
-        """Where the blob of that SHA-256 (lower-case hexadecimal) is or would be."""
+        """The place of the blob with this SHA-256 (lower-case hexadecimal). It may not exist."""
         return self.blobs / digest[:2] / digest
 
     def read(self, digest: str) -> bytes:
         """The bytes of a blob, exactly as they were stored.
 
-        Raises `DamagedBlob` where they no longer are, `OSError` where they cannot be read:
-        `FileNotFoundError` where there are none.
+        Raises `DamagedBlob` if they have changed, `FileNotFoundError` if there is no blob, and
+        another `OSError` if they cannot be read.
         """
         data = self.fs.read(self.path(digest))
         if hashlib.sha256(data).hexdigest() != digest:
@@ -63,8 +64,9 @@ class Spool:
         return data
 
     def has_lost(self, digest: str) -> bool:
-        """Whether the bytes of a blob are missing or damaged for certain: not where the disk fails,
-        nor where there is no blob at all.
+        """Whether the bytes of a blob are certainly missing or damaged.
+
+        A failing disk is no certainty, nor is a spool without any blob: it may not be mounted.
         """
         try:
             self.read(digest)
@@ -95,7 +97,7 @@ class Spool:
     def adopt(self, temporary: Path, digest: str) -> str:
         """Moves a finished file of `tmp`, whose SHA-256 is `digest`, to its place; returns it.
 
-        Where the blob exists, its time of change stays: that of the first receipt. A file whose
+        If the blob exists, it keeps its time of change, the time of the first receipt. A file whose
         fsync failed must not be tried again: the caller removes it.
         """
         target = self.path(digest)
@@ -103,7 +105,7 @@ class Spool:
             os.utime(temporary, ns=(time.time_ns(), target.stat().st_mtime_ns))
         self.fs.fsync(temporary)
         self._make_folder(target.parent)
-        # Also where the blob exists: the same content, and its entry may not be synced yet.
+        # Also if the blob exists: it has the same content, and its entry may not be synced yet.
         self.fs.rename(temporary, target)
         self.fs.fsync(target.parent)
         return digest
@@ -111,10 +113,11 @@ class Spool:
     def sweep(
         self, referenced: Container[str], wanted: Callable[[Path], bool] = lambda _path: False
     ) -> int:
-        """Removes all temporaries, and each blob not in `referenced` that `wanted`, asked from the
-        oldest on, does not want; returns how many blobs.
+        """Removes all temporaries and all unwanted blobs; returns the number of removed blobs.
 
-        Only for the holder of the state lock, before it starts other processes.
+        A blob is unwanted if it is not in `referenced` and `wanted(path)` is false. The oldest blob
+        is asked first. Only the holder of the state lock may call this, before it starts other
+        processes.
         """
         self.prepare()
         for leftover in (self.root / "tmp").glob("*/*"):
@@ -132,9 +135,7 @@ class Spool:
         return shutil.disk_usage(self.root).free
 
     def holds_anything(self) -> bool:
-        """Whether the folder of the blobs can be listed and is not empty, as that of a disk that
-        is not mounted.
-        """
+        """Whether there is any blob. If not, the disk of the spool may not be mounted."""
         try:
             return any(self.blobs.iterdir())
         except OSError:
@@ -149,7 +150,7 @@ class Spool:
 
 
 def prepare_state_dir(state_dir: Path) -> None:
-    """Makes the state folder, mode 0700. Raises `StateError` where it cannot be used.
+    """Makes the state folder, mode 0700. Raises `StateError` if it cannot be used.
 
     An existing folder is closed to others only if it is empty or already a state folder.
     """
@@ -166,13 +167,13 @@ class StateLock:
     """Holds the state folder for this process, as a context manager.
 
     The lock ends with the process that holds it, however that ends: the file is never inherited.
-    Raises `StateInUse`, naming the process id, where another process holds it.
+    Raises `StateInUse`, which names the process id, if another process holds it.
     """
 
-    CHILD_PATIENCE = 10.0  # seconds for a killed predecessor's children to be gone
-
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, *, child_patience_s: float = CHILD_PATIENCE_S) -> None:
+        """`child_patience_s`: seconds for the children of a killed predecessor to be gone."""
         self._dir = state_dir
+        self._child_patience_s = child_patience_s
         self._file = -1
 
     def __enter__(self) -> "StateLock":
@@ -195,7 +196,7 @@ class StateLock:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        where: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         os.close(self._file)
 
@@ -203,7 +204,7 @@ class StateLock:
         """Waits until no child of a killed predecessor is left: they hold the port and the tmp."""
         handle = _open_lock(self._dir / "lock.children")
         try:
-            deadline = time.monotonic() + self.CHILD_PATIENCE
+            deadline = time.monotonic() + self._child_patience_s
             while True:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,7 +18,8 @@ from pydicom.uid import (
 )
 
 from nemt_dicom.errors import Reason, Refused
-from nemt_dicom.intake.header import Header, dataset_offset, scan_header, valid_uid
+from nemt_dicom.intake.header import Header, dataset_offset, scan_header
+from nemt_dicom.intake.uid import valid_uid
 from tests.service.service_kit import encode, radiograph
 
 

@@ -90,6 +90,11 @@ class StandInExplanation:
         return {"verdict": "explained", "probability": 0.5}
 
 
+def dataset_of(data: bytes) -> bytes:
+    """The dataset in a Part 10 file: what follows the file meta information."""
+    return data[144 + int.from_bytes(data[140:144], "little") :]
+
+
 @dataclass
 class StandInEngine:
     """Explains without a model. Its outputs have fixed UIDs but never the same bytes twice, so that
@@ -275,8 +280,7 @@ def begin_raw(
     16 kB, only so many are sent.
     """
     if data is None:
-        data = encode(dataset)
-        data = data[144 + int.from_bytes(data[140:144], "little") :]
+        data = dataset_of(encode(dataset))
     request = C_STORE()
     request.MessageID, request.Priority = 1, 2
     request.AffectedSOPClassUID = sop_class or dataset.SOPClassUID

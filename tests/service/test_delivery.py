@@ -20,20 +20,15 @@ from pynetdicom import _config
 
 from nemt_dicom.config import DeliverySettings, DicomDestination, FolderDestination, Settings
 from nemt_dicom.log import instance_name
-from nemt_dicom.service.delivery import Courier
+from nemt_dicom.service.delivery import Courier, make_sender
+from nemt_dicom.service.dicom_sender import DicomSender
+from nemt_dicom.service.folder_sender import FolderSender
 from nemt_dicom.service.pynetdicom_patches import configure_sending
-from nemt_dicom.service.sender import (
-    Answer,
-    DicomSender,
-    FolderSender,
-    Outcome,
-    make_sender,
-    outcome_of,
-)
+from nemt_dicom.service.sender import Answer, Outcome, outcome_of
 from nemt_dicom.state.records import Delivery, Output
 from nemt_dicom.state.spool import Spool
 from nemt_dicom.state.store import Store
-from tests.service.service_kit import Pacs, encode, free_port, radiograph, wait_for
+from tests.service.service_kit import Pacs, dataset_of, encode, free_port, radiograph, wait_for
 from tests.state.test_store import arrival
 
 QUICK = DeliverySettings(
@@ -82,8 +77,7 @@ class Desk:
         return output
 
     def content(self, output: Output) -> str:
-        data = self.spool.path(output.blob).read_bytes()
-        return hashlib.sha256(data[144 + int.from_bytes(data[140:144], "little") :]).hexdigest()
+        return hashlib.sha256(dataset_of(self.spool.read(output.blob))).hexdigest()
 
     def courier(self, name: str, sender: object, settings: DeliverySettings = QUICK) -> Courier:
         return Courier(name, sender, settings=settings, spool=self.spool, store=self.store)

@@ -19,13 +19,14 @@ from nemt_dicom.files import Fs
 from nemt_dicom.pipeline import content_digest
 from nemt_dicom.service.child import Life
 from nemt_dicom.service.delivery import Courier
+from nemt_dicom.service.folder_sender import FolderSender
 from nemt_dicom.service.receiver import digests
-from nemt_dicom.service.sender import FolderSender
 from nemt_dicom.service.worker import Worker, run_worker
 from nemt_dicom.state.records import Arrival
 from nemt_dicom.state.spool import Spool
 from nemt_dicom.state.store import Store
 from tests.service.service_kit import PATIENT, StandInEngine, encode, radiograph
+from tests.state.watched_fs import WatchedFs
 
 
 class CountingEngine(StandInEngine):
@@ -136,7 +137,7 @@ def test_a_missing_file_is_not_tried_for_ever(bench):
     assert up.states() == ["failed"]
 
 
-class FailingReads(Fs):
+class FailingReads(WatchedFs):
     """Cannot read what is at `bad`, or anything while that is None."""
 
     def __init__(self, number: int) -> None:
@@ -145,11 +146,10 @@ class FailingReads(Fs):
         self.healthy = False
         self.failures = 0
 
-    def read(self, path: Path) -> bytes:
-        if not self.healthy and self.bad in {None, path}:
+    def before(self, operation: str, *paths: Path) -> None:
+        if operation == "read" and not self.healthy and self.bad in {None, *paths}:
             self.failures += 1
             raise OSError(self.number, os.strerror(self.number))
-        return super().read(path)
 
 
 @contextmanager
@@ -233,7 +233,7 @@ def test_damaged_bytes_are_not_explained(bench):
     assert up.states() == ["done", "done"]
 
 
-class FullDisk(Fs):
+class FullDisk(WatchedFs):
     """Takes `room` writes, then none until there is room again."""
 
     room = 1000
@@ -241,12 +241,12 @@ class FullDisk(Fs):
     def __init__(self) -> None:
         self.failures: list[str] = []
 
-    def write(self, path: Path, data: bytes) -> None:
-        if self.room == 0:
-            self.failures.append("spool")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.room -= 1
-        super().write(path, data)
+    def before(self, operation: str, *_paths: Path) -> None:
+        if operation == "write":
+            if self.room == 0:
+                self.failures.append("spool")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.room -= 1
 
 
 @pytest.mark.parametrize("where", ["spool", "release", "claim"])
@@ -311,15 +311,15 @@ def test_runs_until_it_is_told_to_stop_and_puts_back_what_it_holds(bench, tmp_pa
     assert said == [{"device": "stand-in", "bundle": "stand-in 1"}]
 
 
-class CountingFs(Fs):
+class CountingFs(WatchedFs):
     """Counts how often each file is read."""
 
     def __init__(self) -> None:
         self.reads: Counter[str] = Counter()
 
-    def read(self, path: Path) -> bytes:
-        self.reads[path.name] += 1
-        return super().read(path)
+    def before(self, operation: str, *paths: Path) -> None:
+        if operation == "read":
+            self.reads[paths[0].name] += 1
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from nemt_dicom.state.store import Store
 from tests.conftest import ROOT
 from tests.state import version_1
 from tests.state.test_store import arrival
+from tests.state.watched_fs import WatchedFs
 
 LATEST = STEPS[-1][0]
 
@@ -171,21 +172,13 @@ def test_an_earlier_copy_is_never_overwritten(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_a_disk_that_fails_under_the_copy_leaves_the_old_file(tmp_path, number):
-    class Failing(Fs):
+    class Failing(WatchedFs):
         def __init__(self, fail_at: int) -> None:
             self.left = fail_at
 
-        def fsync(self, path: Path) -> None:
-            self.tick()
-            super().fsync(path)
-
-        def rename(self, source: Path, target: Path) -> None:
-            self.tick()
-            super().rename(source, target)
-
-        def tick(self) -> None:
-            self.left -= 1
-            if self.left == 0:
+        def before(self, operation: str, *_paths: Path) -> None:
+            self.left -= operation in {"fsync", "rename"}
+            if self.left == 0 and operation != "unlink":
                 raise OSError(number, os.strerror(number))
 
     version_1.write(tmp_path)
@@ -215,9 +208,9 @@ def test_a_step_that_fails_leaves_the_old_file(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from nemt_dicom.files import Fs
 from nemt_dicom.state.database import Database
 from nemt_dicom.state.migrations import FUNCTIONS, STEPS
+from tests.state.watched_fs import WatchedFs
 
 left = int(sys.argv[2])
 
@@ -228,13 +221,9 @@ def tick(value=None):
         os.kill(os.getpid(), signal.SIGKILL)
     return value
 
-class Ticking(Fs):
-    def fsync(self, path):
-        tick(); super().fsync(path); tick()
-    def rename(self, source, target):
-        tick(); super().rename(source, target); tick()
-    def unlink(self, path):
-        tick(); super().unlink(path); tick()
+class Ticking(WatchedFs):
+    def before(self, operation, *paths):
+        tick()
 
 # A moment before and after each statement, and one at each row that a statement changes.
 steps = [(n, "SELECT tick(0);" + sql.replace(";", "; SELECT tick(0);")) for n, sql in STEPS]

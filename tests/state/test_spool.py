@@ -16,43 +16,29 @@ from pynetdicom.dsutils import create_file_meta, encode_file_meta
 
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import DamagedBlob, StateError, StateInUse
-from nemt_dicom.files import Fs
 from nemt_dicom.service.receiver import Receiver, Request, digests
 from nemt_dicom.state.records import Arrival, Receipt
 from nemt_dicom.state.spool import Spool, StateLock, prepare_state_dir
 from nemt_dicom.state.store import Store
-from tests.service.service_kit import encode, radiograph
+from tests.service.service_kit import dataset_of, encode, radiograph
+from tests.state.watched_fs import WatchedFs
 
 
-class RecordingFs(Fs):
+class RecordingFs(WatchedFs):
     """Writes down what is done, with names that do not change from run to run."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.log: list[str] = []
 
-    def _note(self, what: str, *paths: Path) -> None:
+    def before(self, operation: str, *paths: Path) -> None:
+        if operation in {"read", "unlink"}:
+            return
         names = []
         for path in paths:
             parts = path.relative_to(self.root).parts
             names.append("/".join("FILE" if len(part) >= 16 else part for part in parts))
-        self.log.append(" ".join([what, *names]))
-
-    def write(self, path: Path, data: bytes) -> None:
-        self._note("write", path)
-        super().write(path, data)
-
-    def fsync(self, path: Path) -> None:
-        self._note("fsync", path)
-        super().fsync(path)
-
-    def mkdir(self, path: Path, mode: int = 0o700) -> None:
-        self._note("mkdir", path)
-        super().mkdir(path, mode)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._note("rename", source, target)
-        super().rename(source, target)
+        self.log.append(" ".join([operation, *names]))
 
 
 class RecordingStore(Store):
@@ -151,7 +137,7 @@ class PowerCut(BaseException):
     """The machine is off. Not an Exception: no code runs after it that could tidy up."""
 
 
-class PowerCutFs(Fs):
+class PowerCutFs(WatchedFs):
     """Keeps track of what a power cut would leave, and cuts before operation `cut_at`.
 
     With `eager` everything but unsynced content survives (folders reach the disk by themselves),
@@ -166,34 +152,21 @@ class PowerCutFs(Fs):
         self.content: dict[int, bytes] = {}
         self.entries: dict[Path, dict[str, int]] = {root: {}}
 
-    def _tick(self) -> None:
-        self.count += 1
+    def before(self, operation: str, *_paths: Path) -> None:
+        self.count += operation != "read"
         if self.count == self.cut_at:
             raise PowerCut
 
     def write(self, path: Path, data: bytes) -> None:
-        self._tick()
         super().write(path, data)
         self.content.pop(path.stat().st_ino, None)
 
     def fsync(self, path: Path) -> None:
-        self._tick()
+        self.before("fsync", path)
         if path.is_dir():
             self.entries[path] = {item.name: item.stat().st_ino for item in path.iterdir()}
         else:
             self.content[path.stat().st_ino] = path.read_bytes()
-
-    def mkdir(self, path: Path, mode: int = 0o700) -> None:
-        self._tick()
-        super().mkdir(path, mode)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._tick()
-        super().rename(source, target)
-
-    def unlink(self, path: Path) -> None:
-        self._tick()
-        super().unlink(path)
 
     def leave(self, target: Path) -> None:
         """Writes what the cut has left to `target`. The database commits by itself."""
@@ -254,34 +227,20 @@ def test_power_cut_loses_nothing_that_was_acknowledged(tmp_path, eager):
     assert cut_at > 20
 
 
-class FailingFs(Fs):
-    """Fails at operation `fail_at` with `number`."""
+class FailingFs(WatchedFs):
+    """Fails at operation `fail_at` with `number`; reading and removing are none."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.fail_at = 0
         self.count = 0
 
-    def _tick(self) -> None:
+    def before(self, operation: str, *_paths: Path) -> None:
+        if operation in {"read", "unlink"}:
+            return
         self.count += 1
         if self.count == self.fail_at:
             raise OSError(self.number, os.strerror(self.number))
-
-    def write(self, path: Path, data: bytes) -> None:
-        self._tick()
-        super().write(path, data)
-
-    def fsync(self, path: Path) -> None:
-        self._tick()
-        super().fsync(path)
-
-    def mkdir(self, path: Path, mode: int = 0o700) -> None:
-        self._tick()
-        super().mkdir(path, mode)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._tick()
-        super().rename(source, target)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
@@ -327,8 +286,7 @@ def received_by_network(spool: Spool, dataset) -> tuple[Path, Request]:
         sop_instance_uid=request.sop_instance_uid,
         transfer_syntax=syntax,
     )
-    start = 144 + int.from_bytes(data[140:144], "little")
-    path.write_bytes(b"\0" * 128 + b"DICM" + encode_file_meta(meta) + data[start:])
+    path.write_bytes(b"\0" * 128 + b"DICM" + encode_file_meta(meta) + dataset_of(data))
     return path, request
 
 
@@ -495,7 +453,7 @@ def test_lock_names_its_holder_and_ends_with_it(tmp_path):
             os.kill(child, signal.SIGKILL)
 
 
-def test_lock_waits_for_the_children_of_a_predecessor(tmp_path, monkeypatch):
+def test_lock_waits_for_the_children_of_a_predecessor(tmp_path):
     code = (
         "import sys; from pathlib import Path; from nemt_dicom.state.spool import hold_as_child; "
         "hold_as_child(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
@@ -510,12 +468,10 @@ def test_lock_waits_for_the_children_of_a_predecessor(tmp_path, monkeypatch):
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdout.readline()
-        monkeypatch.setattr(StateLock, "CHILD_PATIENCE", 0.1)
         with pytest.raises(StateInUse, match="do not end"):
-            StateLock(tmp_path).__enter__()
+            StateLock(tmp_path, child_patience_s=0.1).__enter__()
         child.stdin.close()
-        monkeypatch.setattr(StateLock, "CHILD_PATIENCE", 60)
-        with StateLock(tmp_path):
+        with StateLock(tmp_path, child_patience_s=60):
             pass
 
 

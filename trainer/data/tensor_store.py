@@ -30,6 +30,7 @@ FRONT_END = (
     "intake/display.py",
     "intake/pixel_data.py",
     "intake/radiograph.py",
+    "intake/uid.py",
     "model/preprocess.py",
 )
 """Files of nemt_dicom whose text decides what a file's tensor is."""
