@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -36,6 +36,9 @@ start here:
 exit codes: 0 done, 1 failed, 2 wrong usage, 75 the state folder is in use, 78 configuration,
 130 interrupted (serve: 0)
 """
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,6 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--config", type=Path, metavar="FILE", help="nemt-dicom.toml")
     explain.set_defaults(run=_explain)
 
+    _add_jobs(commands)
+
+    check = commands.add_parser("check-config", help="validate a configuration file")
+    check.add_argument("file", type=Path, metavar="FILE")
+    check.set_defaults(run=_check_config)
+
+    _add_bundle(commands)
+    return parser
+
+
+def _add_jobs(commands: Commands) -> None:
     jobs = commands.add_parser("jobs", help="what was received and what became of it")
     kinds = jobs.add_subparsers(required=True, metavar="list|show|retry")
     listing = kinds.add_parser("list", help="one line an instance, oldest first")
@@ -117,10 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(retry)
     retry.set_defaults(run=_jobs_retry)
 
-    check = commands.add_parser("check-config", help="validate a configuration file")
-    check.add_argument("file", type=Path, metavar="FILE")
-    check.set_defaults(run=_check_config)
 
+def _add_bundle(commands: Commands) -> None:
     bundle = commands.add_parser("bundle", help="look at a model bundle")
     actions = bundle.add_subparsers(required=True, metavar="show|verify")
     for name, run, text in (
@@ -132,7 +144,6 @@ def _parser() -> argparse.ArgumentParser:
             "folder", nargs="?", type=Path, metavar="DIR", help="default: the bundle that ships"
         )
         action.set_defaults(run=run)
-    return parser
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

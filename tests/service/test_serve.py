@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydicom.uid import generate_uid
@@ -24,7 +24,6 @@ from nemt_dicom import cli
 from nemt_dicom.config import Settings
 from nemt_dicom.errors import BundleError, NemtError, StateError, StateInUse
 from nemt_dicom.log import instance_name
-from nemt_dicom.pipeline import EngineFactory
 from nemt_dicom.service.child import Child, Life
 from nemt_dicom.service.serve import Service, ServiceInfo, _Watched
 from nemt_dicom.state.records import Instance
@@ -41,6 +40,9 @@ from tests.service.service_kit import (
     wait_for,
 )
 
+if TYPE_CHECKING:  # children import this file, and are to be quick
+    from nemt_dicom.pipeline import EngineFactory
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunningService:
@@ -51,7 +53,7 @@ class RunningService:
 
 
 @contextmanager
-def start_service(settings: Settings, engine: EngineFactory) -> Iterator[RunningService]:
+def start_service(settings: Settings, engine: "EngineFactory") -> Iterator[RunningService]:
     """The real service beside the test, in a thread of its own, while the context lasts.
 
     Raises what `serve` raises.
