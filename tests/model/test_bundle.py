@@ -291,12 +291,8 @@ def test_what_explains_no_patients_radiograph_is_not_served(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], description, architecture, message: str
 ) -> None:
     network = ExplainedNetwork(replace(random_network().architecture, **architecture))
-    save(
-        tmp_path / "bundle",
-        network,
-        random_description().model_copy(update=description),
-        "# Random\n",
-    )
+    described = random_description().model_copy(update=description)
+    save(tmp_path / "bundle", network, described, "# Random\n")
     assert Bundle.load(tmp_path / "bundle").manifest.name == "random"
     with pytest.raises(BundleError, match=message):
         Bundle.load_served(tmp_path / "bundle")

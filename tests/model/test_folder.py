@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,13 +30,18 @@ class Killed(BaseException):
 
 
 def killed_at(step: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> bool:
-    """Runs it and kills it at its file operation number `step`; False if it ended before."""
-    left = [step]
+    """Runs it and kills it at its file operation number `step`; False if it ended before.
+
+    The file that is being written then is half there.
+    """
+    left, write = [step], bundle_folder._write
 
     def counted(whole: Callable[..., object]) -> Callable[..., object]:
-        def operate(*arguments: object, **options: object) -> object:
+        def operate(*arguments: Any, **options: Any) -> object:
             left[0] -= 1
-            if left[0] <= 0:  # and so is every operation of a `finally`
+            if left[0] == 0 and whole is write:
+                write(arguments[0], arguments[1][: len(arguments[1]) // 2])
+            if left[0] <= 0:  # no operation of a `finally` is done either
                 raise Killed
             return whole(*arguments, **options)
 
@@ -44,7 +50,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[], obje
     with monkeypatch.context() as patch:
         for name in ("replace", "unlink", "mkdir"):
             patch.setattr(Path, name, counted(getattr(Path, name)))
-        patch.setattr(bundle_folder, "_write", counted(bundle_folder._write))
+        patch.setattr(bundle_folder, "_write", counted(write))
         try:
             run()
         except Killed:

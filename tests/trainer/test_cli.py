@@ -210,7 +210,7 @@ def test_a_bundle_names_one_parent_and_the_files_of_the_first(
     assert main([*data, *short, "--target-model", str(trained), "--out", str(taught)]) == 0
     kept = ["--keep-module", "--gamma", "1", "--target-model", str(taught)]
     assert main([*data, *kept, "--out", str(served)]) == 0
-    first, second, third = (Bundle.load(folder) for folder in (trained, taught, served))
+    second, third = Bundle.load(taught), Bundle.load(served)
     training, _ = training_of(third)
     parent = training.parent
     assert parent is not None
