@@ -102,6 +102,33 @@ def test_a_kill_leaves_the_old_bundle_or_the_new_one(
     assert names(copy.folder) == {MANIFEST, EVALUATION, *FILES}
 
 
+def test_a_second_kill_does_no_more_harm(
+    copy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_figures(copy, evaluation(0.1), "# 1\n")
+    folder, step = tmp_path / "killed", 1
+
+    def publish(figure: float) -> object:
+        return save_figures(Bundle.load(folder), evaluation(figure), f"# {figure}\n")
+
+    while True:  # to where the manifest is the new one and the other files are not
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(copy.folder, folder)
+        assert killed_at(step, monkeypatch, lambda: publish(0.2))
+        if Bundle.load(folder).model_card == "# 0.2\n":
+            break
+        step += 1
+    killed = Path(shutil.copytree(folder, tmp_path / "once"))
+    assert names(killed) > {MANIFEST, EVALUATION, *FILES}
+    step = 1
+    while killed_at(step, monkeypatch, lambda: publish(0.3)):
+        assert Bundle.load(folder).model_card in {"# 0.2\n", "# 0.3\n"}
+        shutil.rmtree(folder)
+        shutil.copytree(killed, folder)
+        step += 1
+    assert Bundle.load(folder).model_card == "# 0.3\n"
+
+
 def test_a_bundle_that_would_not_verify_does_not_take_the_place(copy: Bundle) -> None:
     damaged = replace(copy, manifest=copy.manifest.model_copy(update={"target": "effusion"}))
     with pytest.raises(BundleError, match="target"):
