@@ -37,6 +37,25 @@ exit codes: 0 done, 1 failed, 2 wrong usage, 75 the state folder is in use, 78 c
 130 interrupted (serve: 0)
 """
 
+BUNDLE_DESCRIPTION = """\
+A bundle is a folder that holds a trained model and everything that explains with it: manifest.json,
+model.safetensors, a golden image with its recorded answer, MODEL_CARD.md, and evaluation.json with
+the figures of nemt-eval. Its model digest is made from what decides an explanation. It stands in
+every result, and figures do not change it."""
+BUNDLE_EPILOG = """\
+examples:
+  nemt-dicom bundle show                     the bundle that ships
+  nemt-dicom bundle verify runs/pneumonia    before it is served
+  nemt-dicom bundle upgrade runs/pneumonia   a bundle of release 0.2 to 0.7
+
+exit codes: 0 done, 1 the bundle is damaged or cannot be read, 2 wrong usage
+"""
+BUNDLE_UPGRADE = """\
+Converts a bundle of schema 2 (releases 0.2 to 0.7) to schema 3, in its folder. Networks, thresholds
+and the golden image stay as they are; figures move to evaluation.json. A damaged bundle is refused
+before anything is written. If the command is killed, the folder is the old bundle or the new one:
+run it again. A bundle of schema 3 stays as it is."""
+
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -133,17 +152,27 @@ def _add_jobs(commands: Commands) -> None:
 
 
 def _add_bundle(commands: Commands) -> None:
-    bundle = commands.add_parser("bundle", help="look at a model bundle")
-    actions = bundle.add_subparsers(required=True, metavar="show|verify")
+    bundle = commands.add_parser(
+        "bundle",
+        help="look at a model bundle, check it, convert it",
+        description=BUNDLE_DESCRIPTION,
+        epilog=BUNDLE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = bundle.add_subparsers(required=True, metavar="show|verify|upgrade")
     for name, run, text in (
-        ("show", _bundle_show, "thresholds, metrics and model card"),
+        ("show", _bundle_show, "thresholds, digests, checks, figures and model card"),
         ("verify", _bundle_verify, "check every digest and replay the golden image"),
     ):
-        action = actions.add_parser(name, help=text)
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         action.add_argument(
             "folder", nargs="?", type=Path, metavar="DIR", help="default: the bundle that ships"
         )
         action.set_defaults(run=run)
+    text = "convert a bundle of a release before 0.8, in its folder"
+    upgrade = actions.add_parser("upgrade", help=text, description=BUNDLE_UPGRADE)
+    upgrade.add_argument("folder", type=Path, metavar="DIR")
+    upgrade.set_defaults(run=_bundle_upgrade)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -335,53 +364,17 @@ def _check_config(options: argparse.Namespace) -> int:
 
 
 def _bundle_show(options: argparse.Namespace) -> int:
+    from nemt_dicom import bundles  # noqa: PLC0415
     from nemt_dicom.model.bundle import Bundle  # noqa: PLC0415
 
     bundle = Bundle.load(options.folder)
-    m = bundle.manifest
     console = _plain()
-    table = Table(title=f"{m.name} {m.version}", title_justify="left", show_header=False)
-    for key, value in (
-        ("target", m.target),
-        ("decision_threshold", f"{m.decision_threshold:.4f}  acts on the probability p"),
-        ("mask_threshold", f"{m.mask_threshold:.4f}  makes the mask a segment"),
-        ("evidence_margin", f"{m.evidence_margin:.4f}  p must fall by more"),
-        ("fill", m.fill),
-        ("backbone", bundle.architecture.backbone),
-        *_figures(m.metrics if m.evaluated else None),
-        ("digest", bundle.digest),
-        ("folder", str(bundle.folder)),
-    ):
-        table.add_row(key, value)
-    console.print(table)
-    console.print(Markdown((bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8")))
+    console.print(bundles.overview(bundle))
+    if bundle.evaluation is not None:
+        console.print(bundles.answers(bundle.evaluation))
+    console.print(bundles.figures(bundle.evaluation))
+    console.print(Markdown(bundle.model_card))
     return EXIT_OK
-
-
-def _figures(metrics: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """What `nemt-eval` found, in short; the model card has it all."""
-    if metrics is None:
-        return [("figures", "none: nemt-eval --bundle DIR --data DIR --out DIR --into-bundle")]
-
-    def show(figure: dict[str, float]) -> str:
-        return f"{figure['mean']:.3f} ({figure['lo']:.3f} to {figure['hi']:.3f})"
-
-    of, own = metrics["evaluated"], metrics["methods"]["nemt"]
-    rows = [
-        (
-            "evaluated on",
-            f"{of['split']} split of {', '.join(of['sources'])}, {of['images']} images",
-        )
-    ]
-    rows += [(f"AUC, {name}", show(value)) for name, value in metrics.get("auc", {}).items()]
-    for key in ("relevance_rank", "relevance_mass", "complexity", "sparseness", "faithfulness"):
-        if key in own:
-            rows.append((key.replace("_", " "), show(own[key])))
-    rows += [
-        ("yes" if check["passed"] else "NO", f"{check['question']} {check['figure']}")
-        for check in metrics["checks"]
-    ]
-    return rows
 
 
 def _bundle_verify(options: argparse.Namespace) -> int:
@@ -392,7 +385,24 @@ def _bundle_verify(options: argparse.Namespace) -> int:
     bundle = Bundle.load(options.folder)
     explainer = Explainer(bundle, ExplanationSettings())
     print(f"{bundle.folder}: every digest is right, the golden image gives the recorded answer")
-    print(f"bundle {bundle.digest}, device {explainer.device_name}")
+    print(f"model {bundle.model_digest}, device {explainer.device_name}")
+    return EXIT_OK
+
+
+def _bundle_upgrade(options: argparse.Namespace) -> int:
+    from nemt_dicom.model.upgrade import upgrade  # noqa: PLC0415
+
+    upgraded = upgrade(options.folder)
+    bundle = upgraded.bundle
+    if not upgraded.changed:
+        print(f"{bundle.folder}: has schema 3 already, nothing to do")
+        return EXIT_OK
+    print(f"{bundle.folder}: converted to schema 3, model {bundle.model_digest}")
+    if upgraded.figures_lost:
+        print(
+            "its figures have the form of an early release and are left out; measure anew: "
+            f"nemt-eval --bundle {bundle.folder} --data DIR --out DIR --into-bundle"
+        )
     return EXIT_OK
 
 

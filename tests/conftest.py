@@ -1,16 +1,19 @@
 """What every test may use: real radiographs, other programs, a bundle with random weights."""
 
+import hashlib
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
 from nemt_dicom.model.bundle import Bundle, save
+from nemt_dicom.model.manifest import MANIFEST, Description, signed
 from nemt_dicom.model.network import Architecture, ExplainedNetwork
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
@@ -98,22 +101,34 @@ def random_network(
     return network.eval()
 
 
-def random_description() -> dict[str, object]:
+def random_description() -> Description:
     """The manifest of `random_bundle`: it draws a segment in nearly every image."""
-    return {
-        "name": "random",
-        "version": "0",
-        "target": "pneumonia",
-        "source_kinds": ("dicom", "picture"),
-        "decision_threshold": 0.0,
-        "mask_threshold": 0.5,
-        "evidence_margin": -1.0,
-        "fill": "black",
-        "preprocessing": {"size": 96, "low_percentile": 0.0, "high_percentile": 100.0},
-        "training": {},
-        "data": {},
-        "metrics": {},
-    }
+    return Description(
+        name="random",
+        version="0",
+        target="pneumonia",
+        source_kinds=("dicom", "picture"),
+        decision_threshold=0.0,
+        mask_threshold=0.5,
+        evidence_margin=-1.0,
+        fill="black",
+        preprocessing={"size": 96, "low_percentile": 0.0, "high_percentile": 100.0},
+        training=None,
+        data=None,
+    )
+
+
+def description_of(bundle: Bundle) -> Description:
+    """What was said of a bundle when it was saved."""
+    said = bundle.manifest.model_dump(mode="json", include=set(Description.model_fields))
+    return Description.model_validate(said)
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Forges a manifest: every digest is right."""
+    files = [path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST]
+    sha256 = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (folder / MANIFEST).write_bytes(signed({**content, "sha256": sha256}))
 
 
 @pytest.fixture(scope="session")

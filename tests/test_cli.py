@@ -23,8 +23,10 @@ from nemt_dicom import cli, demo, jobs
 from nemt_dicom.config import load_settings
 from nemt_dicom.errors import NemtError, Reason, StateError
 from nemt_dicom.files import Fs
+from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.state.records import Arrival, Output, Rejection
 from nemt_dicom.state.store import Store
+from tests.model.bundle_kit import as_schema_2
 from tests.service.hospital import Service
 from tests.state import version_1
 
@@ -201,6 +203,58 @@ def test_bundle_with_one_byte_changed_is_refused(tmp_path, capsys, random_bundle
     )
     assert served.returncode == 1
     assert "model.safetensors is damaged" in served.stderr
+
+
+def test_bundle_show_says_what_the_bundle_is(capsys) -> None:
+    assert run("bundle", "show") == 0
+    text = capsys.readouterr().out
+    bundle = Bundle.load()
+    assert bundle.evaluation is not None
+    for said in (bundle.model_digest, bundle.digest, "pneumonia 0.4.0", "0.1233", "AUC, all"):
+        assert said in text, said
+    figure = bundle.evaluation.module.scores.faithfulness
+    assert figure is not None
+    assert f"{figure.mean:.3f} ({figure.lo:.3f} to {figure.hi:.3f})" in text
+    for check in bundle.evaluation.checks:
+        assert check.question in text
+    assert "Not for clinical use" in text  # the model card
+
+
+def test_bundle_show_of_one_that_was_never_evaluated(capsys, random_bundle) -> None:
+    assert run("bundle", "show", str(random_bundle.folder)) == 0
+    text = capsys.readouterr().out
+    assert "Never evaluated" in text
+    assert "nemt-eval --bundle" in text
+
+
+def test_bundle_help_teaches(capsys) -> None:
+    assert run("bundle", "--help") == 0
+    text = capsys.readouterr().out
+    for said in ("upgrade", "verify", "model digest", "examples:", "exit codes"):
+        assert said in text
+    assert run("bundle", "upgrade", "--help") == 0
+    assert "killed" in capsys.readouterr().out
+    assert run("bundle", "upgrade") == 2
+
+
+def test_bundle_upgrade(tmp_path, capsys, random_bundle) -> None:
+    old = str(as_schema_2(random_bundle, tmp_path / "old"))
+    for command in (["show", old], ["verify", old]):
+        assert run("bundle", *command) == 1
+        assert f"nemt-dicom bundle upgrade {old}" in capsys.readouterr().err
+    assert run("bundle", "upgrade", old) == 0
+    assert "converted to schema 3" in capsys.readouterr().out
+    assert run("bundle", "upgrade", old) == 0
+    assert "has schema 3 already" in capsys.readouterr().out
+    assert run("bundle", "verify", old) == 0
+    early = str(as_schema_2(random_bundle, tmp_path / "early", metrics={"auc": 0.5}))
+    assert run("bundle", "upgrade", early) == 0
+    assert "measure anew" in capsys.readouterr().out
+    (tmp_path / "early" / "MODEL_CARD.md").write_text("another")
+    assert run("bundle", "upgrade", early) == 1
+    assert "MODEL_CARD.md is damaged" in capsys.readouterr().err
+    assert run("bundle", "upgrade", str(tmp_path / "none")) == 1
+    assert "this is not a whole bundle" in capsys.readouterr().err
 
 
 def test_second_service_on_a_state_folder_is_75(service: Service) -> None:

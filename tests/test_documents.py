@@ -13,7 +13,7 @@ from nemt_dicom import __version__, cli
 from nemt_dicom.config import Settings, load_settings
 from nemt_dicom.errors import Reason
 from nemt_dicom.intake import admission
-from nemt_dicom.outputs import derived, secondary_capture, segmentation
+from nemt_dicom.outputs import derived, identity, secondary_capture, segmentation
 from nemt_dicom.service import listener, sender
 from trainer import eval_cli as evaluation
 from trainer.cli import read_arguments
@@ -92,6 +92,18 @@ def test_objects() -> None:
         derived.PROCESSING_EQUIPMENT,
     ):
         assert (concept.value, concept.scheme_designator, concept.meaning) in codes
+
+
+def test_settings_that_a_uid_hangs_on() -> None:
+    rows = {row[0]: row[1:] for row in table("Part of the UID")}
+    for column, kinds in enumerate((("seg", "seg_fractional"), ("sc",))):
+        listed = {
+            name.strip().removeprefix("output.")
+            for names, answers in rows.items()
+            for name in names.split(",")
+            if names.startswith("output.") and answers[column] == "yes"
+        }
+        assert all(listed == set(identity.SETTINGS[kind]) for kind in kinds)
 
 
 def test_versions_agree() -> None:

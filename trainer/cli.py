@@ -20,6 +20,8 @@ from .dry_run import dry_run
 from .memory import keep_memory
 from .options import build_parser
 from .progress import Bars, Progress, Silent
+from .provenance import training_of
+from .report.publish import summary_of
 from .report.tables import differences_table, figures_table, paper_table
 from .run import run
 from .training.precision import has_bfloat16, require_device
@@ -99,7 +101,8 @@ def _of_bundle(places: dict[str, Any]) -> dict[str, Any]:
     places["bundle"], places["target_model"] = bundle, bundle.weights
     places["output_names"] = bundle.architecture.outputs
     places["activation"] = bundle.architecture.activation
-    known, taken = FORMERLY | bundle.manifest.training["recipe"], set(OF_THE_TARGET_MODEL)
+    training, _ = training_of(bundle)
+    known, taken = FORMERLY | training.recipe, set(OF_THE_TARGET_MODEL)
     if places.get("keep_module"):
         taken = RECIPE - SERVED_OTHERWISE | {"sensitivity"}
     found = {name: value for name, value in known.items() if name in taken}
@@ -153,10 +156,10 @@ class _Nobody(Silent):
 
 
 def _summary(bundle: Bundle) -> str:
-    metrics = bundle.manifest.metrics
+    metrics = summary_of(bundle)
     parts = [figures_table(metrics), paper_table(metrics), differences_table(metrics)]
     parts.append(
-        f"bundle {bundle.digest[:12]} in {bundle.folder}; model card: "
+        f"model {bundle.model_digest[:12]} in {bundle.folder}; model card: "
         f"{bundle.folder / 'MODEL_CARD.md'}"
     )
     return "\n\n".join(parts)

@@ -23,8 +23,10 @@ from .evaluation.methods import METHODS
 from .evaluation.plan import MEAN_OF_BOXES, Evaluation, Plan, known_methods
 from .memory import keep_memory
 from .progress import Bars, Progress
+from .provenance import training_of
 from .report.html import write_comparison, write_report
-from .report.publish import publish
+from .report.model_card import model_card
+from .report.publish import evaluation_of, publish
 from .report.tables import differences_table, figures_table, paper_table, time_table
 from .seen_patients import require_unseen
 from .training.precision import require_device
@@ -68,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--into-bundle",
         action="store_true",
-        help="write the figures into the bundle's manifest and model card",
+        help="write the figures into the bundle's evaluation.json and model card",
     )
     return parser
 
@@ -189,8 +191,12 @@ def _evaluate(options: argparse.Namespace, progress: Progress) -> str:
     parts = [figures_table(found.summary), paper_table(found.summary)]
     parts += [differences_table(found.summary), time_table(found.summary)]
     if options.into_bundle:
-        written = publish(bundle, found.summary)
-        parts.append(f"written into {written.folder}: it is bundle {written.digest[:12]} now")
+        card = model_card(bundle.manifest, found.summary)
+        written = publish(bundle, evaluation_of(found.summary), card)
+        parts.append(
+            f"figures written into {written.folder}; the model is {written.model_digest[:12]}, as "
+            "before"
+        )
     parts.append(f"report: {options.out / 'report.html'}")
     parts.append(verdict(found.summary["checks"]))
     return "\n\n".join(parts)
@@ -211,14 +217,14 @@ def _compare(options: argparse.Namespace, progress: Progress) -> str:
 
 
 def _dataset(bundle: Bundle, options: argparse.Namespace, progress: Progress) -> Dataset:
-    manifest = bundle.manifest
+    training, data = training_of(bundle)
     dataset = find_cases_to_evaluate(
         options.folders,
-        target=manifest.data["label"],
+        target=data.label,
         split=options.split,
-        photographs="photograph" in manifest.source_kinds,
-        validation_share=manifest.training["recipe"]["validation_share"],
-        trained_on=manifest.data["sources"],
+        photographs="photograph" in bundle.manifest.source_kinds,
+        validation_share=training.recipe["validation_share"],
+        trained_on=data.sources,
         skip_bad=options.skip_bad,
     )
     if options.split == "test":

@@ -1,15 +1,29 @@
 """Where a bundle comes from: its manifest's account of data, recipe, code and machine."""
 
+import json
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from nemt_dicom import __version__
+from nemt_dicom.model.manifest import (
+    Description,
+    Parameters,
+    Parent,
+    SplitCounts,
+    ThresholdRecord,
+    Training,
+    TrainingData,
+)
+from nemt_dicom.model.manifest import Epoch as EpochRecord
 from nemt_dicom.model.network import ExplainedNetwork
 
 from .data.cases import Dataset, describe, fingerprint
-from .provenance import file_digest, libraries
+from .provenance import file_digest, libraries, training_of
 from .seen_patients import record_of_seen
+from .training.checkpoint import Epoch
 from .training.classifier import CLASSIFIER
 from .training.recipe import Places, TrainingConfig
 from .training.thresholds import Thresholds
@@ -21,82 +35,96 @@ def describe_bundle(
     places: Places,
     network: ExplainedNetwork,
     thresholds: Thresholds,
-) -> dict[str, Any]:
-    """The manifest without what `bundle.save` adds; no folder of this machine stands in it."""
+    run: dict[str, Any],
+) -> Description:
+    """What a run says of its bundle; no folder of this machine stands in it.
+
+    run: the fields of `Training` that only the run knows: minutes, device, processes, resumed,
+        code, epochs, weights, half_precision_changes_answer.
+    """
     architecture = network.architecture
     kinds = {case.kind for case in dataset.cases if case.split == "train"}
-    return {
-        "name": architecture.target,
-        "version": __version__,
-        "target": architecture.target,
-        "source_kinds": sorted(kinds),
-        "decision_threshold": thresholds.decision_threshold,
-        "mask_threshold": thresholds.mask_threshold,
-        "evidence_margin": thresholds.evidence_margin,
-        "fill": config.served_fill,
-        "preprocessing": config.preprocessing.to_manifest(),
-        "training": {
-            "recipe": config.to_manifest(),
-            "target_model_file": file_digest(places.target_model),
-            "target_model_bundle": trained_by(places),
-            "initial_weights_file": file_digest(places.initial_weights),
-            "thresholds": thresholds.found,
-            "libraries": libraries(),
-            "parameters": {
-                "target_model": _count(network.target_model),
-                "explanation_module": _count(network.explanation_module),
-            },
-        },
-        "data": {
-            "sources": sorted({case.source for case in dataset.cases}),
-            "label": dataset.target,
-            "splits": describe(dataset.cases),
-            "fingerprint": fingerprint(dataset.cases),
-            "notes": list(dataset.notes),
-            "seen": record_of_seen(dataset.cases, places),
-        },
-        "metrics": {},
-    }
+    return Description(
+        name=architecture.target,
+        version=__version__,
+        target=architecture.target,
+        source_kinds=tuple(sorted(kinds)),
+        decision_threshold=thresholds.decision_threshold,
+        mask_threshold=thresholds.mask_threshold,
+        evidence_margin=thresholds.evidence_margin,
+        fill=config.served_fill,
+        preprocessing=config.preprocessing.to_manifest(),
+        training=Training(
+            recipe=json.loads(json.dumps(config.to_manifest())),  # as it is read back
+            target_model_file=file_digest(places.target_model),
+            initial_weights_file=file_digest(places.initial_weights),
+            parent=trained_by(places),
+            thresholds=ThresholdRecord(**thresholds.found) if thresholds.found else None,
+            libraries=libraries(),
+            parameters=Parameters(
+                target_model=_count(network.target_model),
+                explanation_module=_count(network.explanation_module),
+            ),
+            **run,
+        ),
+        data=TrainingData(
+            sources=tuple(sorted({case.source for case in dataset.cases})),
+            label=dataset.target,
+            splits={k: SplitCounts(**v) for k, v in describe(dataset.cases).items()},
+            fingerprint=fingerprint(dataset.cases),
+            notes=tuple(dataset.notes),
+            seen=record_of_seen(dataset.cases, places),
+        ),
+    )
 
 
-def trained_by(places: Places) -> dict[str, Any] | None:
-    """Which bundle trained what is taken of another one, and how that says it did."""
+def records(epochs: Iterable[Epoch]) -> tuple[EpochRecord, ...]:
+    """A run's epochs as a bundle keeps them: a figure that is not finite is left out."""
+    return tuple(
+        EpochRecord(
+            part=epoch.part,
+            number=epoch.number,
+            figures={k: v for k, v in epoch.figures.items() if math.isfinite(v)},
+        )
+        for epoch in epochs
+    )
+
+
+def trained_by(places: Places) -> Parent | None:
+    """The bundle that trained what a run takes from a bundle; None if it takes nothing.
+
+    That is the bundle's parent if the bundle trained no part of what is taken. A bundle names one
+    parent. Of the bundles before it remain the files that the first one began with, and whether
+    all were trained on the same data.
+    """
     bundle = places.bundle
     if not bundle:
         return None
-    manifest, training = bundle.manifest, bundle.manifest.training
-    as_they_are = (
-        "code", "device", "target_model_file", "target_model_bundle", "initial_weights_file"
-    )  # fmt: skip
-    found = {
-        "name": manifest.name,
-        "version": manifest.version,
-        "digest": bundle.digest,
-        "data": manifest.data.get("fingerprint"),
-        "epochs": training.get("epochs", []),
-        **{key: training.get(key) for key in as_they_are},
-    }
-    if taken := training.get("target_model_bundle"):
-        if not places.keep_module:
-            found = start_of(taken)
-        elif taken["module_kept"]:
-            found = taken  # for the one named trained nothing
-    epochs = [e for e in found["epochs"] if places.keep_module or e[0] == CLASSIFIER]
-    return found | {"module_kept": places.keep_module, "epochs": epochs}
+    training, data = training_of(bundle)
+    before = training.parent
+    if before and not places.keep_module:
+        return before.model_copy(
+            update={"module_kept": False, "epochs": _of_the_target_model(before.epochs)}
+        )
+    if before and before.module_kept:
+        return before
+    start = before or training
+    return Parent(
+        name=bundle.manifest.name,
+        version=bundle.manifest.version,
+        digest=bundle.model_digest,
+        data=data.fingerprint if before is None or before.data == data.fingerprint else None,
+        module_kept=places.keep_module,
+        code=training.code,
+        device=training.device,
+        target_model_file=start.target_model_file,
+        initial_weights_file=start.initial_weights_file,
+        epochs=training.epochs if places.keep_module else _of_the_target_model(training.epochs),
+    )
 
 
-def start_of(training: dict[str, Any]) -> dict[str, Any]:
-    """The account of the run that trained a bundle's target model, or that was given its file."""
-    return [training, *taken_from(training)][-1]
-
-
-def taken_from(training: dict[str, Any]) -> list[dict[str, Any]]:
-    """The accounts of all bundles whose work a bundle holds, the latest first."""
-    found = []
-    while taken := training.get("target_model_bundle"):
-        found.append(taken)
-        training = taken
-    return found
+def _of_the_target_model(epochs: tuple[EpochRecord, ...]) -> tuple[EpochRecord, ...]:
+    return tuple(epoch for epoch in epochs if epoch.part == CLASSIFIER)
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -19,7 +19,7 @@ from .data.cases import Dataset, find_cases, fingerprint, require_both_labels
 from .data.examples import Examples, load_examples, require_apart
 from .data.ground_truth import require_ground_truth
 from .progress import Progress
-from .provenance import file_digest, libraries
+from .provenance import file_digest, libraries, training_of
 from .seen_patients import require_unseen
 from .training.distributed import Team
 from .training.recipe import Places, TrainingConfig
@@ -67,7 +67,7 @@ def prepare(config: TrainingConfig, places: Places, team: Team, progress: Progre
     require_both_labels(dataset.cases, dataset.target)
     if places.bundle:
         require_unseen(places.bundle, test.cases)
-    if places.bundle and places.bundle.manifest.data["fingerprint"] != fingerprint(read):
+    if places.bundle and training_of(places.bundle)[1].fingerprint != fingerprint(read):
         doubt = (
             f"{places.bundle.manifest.name} {places.bundle.manifest.version} was trained on other "
             "data than these: its target model may have learnt images that here are validation or "

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 
 from nemt_dicom import __version__
+from nemt_dicom.errors import DataError
+from nemt_dicom.model.bundle import Bundle
+from nemt_dicom.model.manifest import Training, TrainingData
 
 
 def libraries() -> dict[str, str]:
@@ -45,6 +48,17 @@ def code_state() -> dict[str, Any]:
         "dirty": None if changes is None else bool(changes),
         "sources": sources.hexdigest(),
     }
+
+
+def training_of(bundle: Bundle) -> tuple[Training, TrainingData]:
+    """How a bundle was trained, and on what. Raises `DataError` if nemt-train did not make it."""
+    training, data = bundle.manifest.training, bundle.manifest.data
+    if training is None or data is None:
+        raise DataError(
+            f"{bundle.folder} was not made by nemt-train, so that it says nothing of its training "
+            "and of its data; name a bundle that nemt-train made"
+        )
+    return training, data
 
 
 def device_name(device: str, threads: int) -> str:

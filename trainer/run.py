@@ -20,9 +20,9 @@ from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.network import ExplainedNetwork
 
 from .data.examples import Examples
-from .evaluation.evaluate import evaluate, for_manifest
+from .evaluation.evaluate import evaluate
 from .inference import soft_masks
-from .manifest import describe_bundle
+from .manifest import describe_bundle, records
 from .prepare import (
     Prepared,
     begun_with,
@@ -37,6 +37,7 @@ from .provenance import code_state, device_name
 from .report import training_curves as report
 from .report.charts import draw_bars, draw_masks
 from .report.model_card import model_card
+from .report.publish import evaluation_of, publish
 from .training.checkpoint import CheckpointFile, Epoch, writing
 from .training.classifier import ClassifierStage
 from .training.distributed import Team
@@ -103,7 +104,7 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
         "processes": team.size,
         "resumed": places.resume,
         "code": code,
-        "epochs": [[e.part, e.number, e.figures] for e in stages.epochs],
+        "epochs": records(stages.epochs),
     }
     bundle = finish(prepared, config, places, facts, progress)
     checkpoints.path.unlink(missing_ok=True)  # the bundle is whole: nothing is left to resume
@@ -137,7 +138,7 @@ def finish(
 ) -> Bundle:
     """From a trained network to its bundle: thresholds, evaluation as it is served, model card.
 
-    facts: what else the manifest shall say of the training.
+    facts: what only the run knows of the training, see `describe_bundle`.
     """
     network, validation, out = prepared.network, prepared.validation, places.out
     half, change = round_to_half(network, validation)
@@ -149,19 +150,18 @@ def finish(
     )
     _draw_panel(out / "run" / "masks.png", network, validation, thresholds)
     network.to("cpu")
-    description = describe_bundle(prepared.dataset, config, places, network, thresholds)
-    description["training"] |= facts | {
+    facts |= {
         "weights": "float16" if half else "float32",
-        "half_precision_changes_answer": round(change, 6),
+        "half_precision_changes_answer": round(change, 6) if np.isfinite(change) else None,
     }
+    description = describe_bundle(prepared.dataset, config, places, network, thresholds, facts)
     with writing(out):
         draft = bundles.save(out, network, description, "# Draft, not yet evaluated\n", half=half)
     found = evaluate(draft, prepared.dataset, places.cache, device=config.device, progress=progress)
-    description["metrics"] = for_manifest(found.summary)
     draw_bars(out / "run" / "comparison.png", found.summary)
-    card = model_card(description, network.architecture.to_manifest())
+    card = model_card(draft.manifest, found.summary)
     with writing(out):
-        return bundles.save(out, network, description, card, half=half)
+        return publish(draft, evaluation_of(found.summary), card)
 
 
 def round_to_half(network: ExplainedNetwork, validation: Examples) -> tuple[bool, float]:

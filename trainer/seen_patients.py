@@ -8,10 +8,10 @@ it. Whoever has the ids of a set can ask whether they are among them, which is w
 import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from nemt_dicom.errors import DataError
 from nemt_dicom.model.bundle import Bundle
+from nemt_dicom.model.manifest import SeenPatients
 
 from .data.cases import OF_NIH, Case
 from .training.recipe import Places
@@ -20,54 +20,59 @@ DIGITS = 10
 """Of a hash: one evaluation of 10 000 patients in 3 700 takes one of them for one of 30 000."""
 
 
-def record_of_seen(cases: Iterable[Case], places: Places) -> dict[str, Any]:
-    """Of the patients a run learns from or chooses by, and of those its bundle had seen before.
+def record_of_seen(cases: Iterable[Case], places: Places) -> SeenPatients:
+    """The patients that a run learns from or chooses by, and those that its bundle had seen before.
 
-    hashes: in order, with spaces between. whole: whether they are all that the networks have seen,
-    under ids that other data give the same patients.
+    The record is whole if it has all patients that the networks have seen, under ids that other
+    data give the same patients.
     """
-    former = places.bundle.manifest.data.get("seen") if places.bundle else None
-    salt = former["salt"] if former else secrets.token_hex(8)
+    former = _record(places.bundle) if places.bundle else None
+    salt = former.salt if former else secrets.token_hex(8)
     splits = {"validation"} if places.keep_module else {"train", "validation"}
     used = [case for case in cases if case.split in splits]
-    hashes = {found for case in used for found in _hashes(case, salt)}
-    own = places.target_model is None and places.initial_weights is None
-    known = former["whole"] if former else own
-    return {
-        "salt": salt,
-        "hashes": " ".join(sorted(hashes | set(former["hashes"].split() if former else ()))),
-        "whole": known and not any(_is_nameless(case) for case in used),
-    }
+    hashes = {text for case in used for text in _hashes(case, salt)}
+    from_the_start = places.target_model is None and places.initial_weights is None
+    known = former.whole if former else from_the_start
+    return SeenPatients(
+        salt=salt,
+        hashes=" ".join(sorted(hashes | set(former.hashes.split() if former else ()))),
+        whole=known and not any(_is_nameless(case) for case in used),
+    )
 
 
 def require_unseen(bundle: Bundle, cases: Sequence[Case]) -> tuple[str, ...]:
-    """Raises `DataError` where a bundle has seen patients of these, a test split.
+    """Raises `DataError` if a bundle has seen patients of these cases, a test split.
 
     Returns notes on what cannot be checked; a bundle of a former release keeps no record.
     """
-    name, record = f"{bundle.manifest.name} {bundle.manifest.version}", bundle.manifest.data
-    if "seen" not in record:
+    name, record = f"{bundle.manifest.name} {bundle.manifest.version}", _record(bundle)
+    if record is None:
         return (
             f"{name} keeps no record of the patients it was trained on: whether any of these is "
             "one of them cannot be checked",
         )
-    salt, known = record["seen"]["salt"], set(record["seen"]["hashes"].split())
-    found = {case.patient for case in cases if not known.isdisjoint(_hashes(case, salt))}
-    if found:
+    known = set(record.hashes.split())
+    seen = {case.patient for case in cases if not known.isdisjoint(_hashes(case, record.salt))}
+    if seen:
         raise DataError(
-            f"{len(found)} of {len({case.patient for case in cases})} patients of the test split "
+            f"{len(seen)} of {len({case.patient for case in cases})} patients of the test split "
             f"are training or validation patients of {name} ({bundle.folder}): name data that "
             "place them in splits as those it was trained on did, or measure on them by "
             "nemt-eval --split train. Where they are others with the same ids, a prefix in the "
             "table tells them apart"
         )
-    if not record["seen"]["whole"]:
+    if not record.whole:
         return (
             f"whom {name} was trained on is known in part (of a file or bundle without a record, "
             "or by RSNA's images without their patients): whether any of these is one of them "
             "cannot be wholly checked",
         )
     return ()
+
+
+def _record(bundle: Bundle) -> SeenPatients | None:
+    data = bundle.manifest.data
+    return None if data is None else data.seen
 
 
 def _hashes(case: Case, salt: str) -> Iterator[str]:

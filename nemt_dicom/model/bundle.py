@@ -5,92 +5,61 @@
     golden.dcm           a synthetic radiograph
     golden.safetensors   what the bundle says of it: tensor, response, mask
     MODEL_CARD.md        what it was trained on, how well it does, what it is not for
+    evaluation.json      the figures of `nemt-eval`; absent if it was never evaluated
 
-The digest of a bundle is the SHA-256 of its manifest, which names all the others. There is no
-pickle anywhere.
+There is no pickle anywhere. A bundle has two digests. The digest of the folder is the SHA-256 of
+the manifest, which names all other files: it says whether the folder is whole. The model digest is
+made from what decides an explanation: it says which model this is, whatever is written about it.
 """
 
 import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import numpy as np
-import pydicom
 import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as tensor_bytes
 
-from nemt_dicom.config import InputSettings
-from nemt_dicom.errors import BundleError, SelfTestError
-from nemt_dicom.intake.radiograph import Radiograph
+from nemt_dicom.errors import BundleError
+from nemt_dicom.model import folder as bundle_folder
+from nemt_dicom.model import golden
+from nemt_dicom.model.evaluation import Evaluation
 from nemt_dicom.model.explanation import Provenance
-from nemt_dicom.model.network import Architecture, ExplainedNetwork, Fill
+from nemt_dicom.model.manifest import (
+    EVALUATION,
+    FILES,
+    MANIFEST,
+    MODEL_CARD,
+    SCHEMA_VERSION,
+    WEIGHTS,
+    Description,
+    Manifest,
+    canonical,
+    signed,
+)
+from nemt_dicom.model.network import Architecture, ExplainedNetwork
 from nemt_dicom.model.preprocess import Preprocessing
-
-SCHEMA_VERSION = 2
-MANIFEST = "manifest.json"
-FILES = ("model.safetensors", "golden.dcm", "golden.safetensors", "MODEL_CARD.md")
-TENSOR_TOLERANCE = 1e-4
-RESPONSE_TOLERANCE = 5e-3
-MASK_TOLERANCE = 1e-2
-"""Across processors and library releases; a wrong weight or step moves the answer further."""
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class Manifest(BaseModel):
-    """`manifest.json`. Nothing in it has a default: a missing key is an error.
-
-    decision_threshold: acts on the probability p; below it nothing is drawn.
-    mask_threshold: makes the mask a segment.
-    evidence_margin: how far p must fall when the segment is occluded.
-    fill: what takes the place of occluded pixels.
-    training, data: for people and for the model card. metrics: what `nemt-eval` measured.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[2]
-    name: str
-    version: str
-    target: str
-    source_kinds: tuple[Literal["dicom", "picture", "photograph"], ...]
-    decision_threshold: Probability
-    mask_threshold: Annotated[float, Field(gt=0, lt=1)]
-    evidence_margin: Annotated[float, Field(ge=-1, le=1)]
-    fill: Fill
-    preprocessing: dict[str, Any]
-    architecture: dict[str, Any]
-    training: dict[str, Any]
-    data: dict[str, Any]
-    metrics: dict[str, Any]
-    sha256: dict[str, str]
-
-    @property
-    def evaluated(self) -> bool:
-        """Whether it says how good the bundle's explanations are, by `nemt-eval`."""
-        return bool(self.metrics.get("methods")) and "checks" in self.metrics
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A verified bundle: every file has the digest its manifest gives."""
+    """A verified bundle: every file has the digest its manifest gives.
+
+    digest: SHA-256 of the manifest, for integrity alone.
+    evaluation: the figures of `nemt-eval`, None if the bundle was never evaluated.
+    """
 
     folder: Path
     manifest: Manifest
     digest: str
     preprocessing: Preprocessing
     architecture: Architecture
+    evaluation: Evaluation | None
 
     @classmethod
     def load(cls, folder: Path | None = None) -> "Bundle":
@@ -99,37 +68,7 @@ class Bundle:
         Raises `BundleError`, which names the file that is missing, damaged or of another version.
         """
         folder = shipped_folder() if folder is None else folder
-        raw = _read(folder / MANIFEST)
-        try:
-            manifest = Manifest.model_validate_json(raw)
-            preprocessing = Preprocessing.from_manifest(manifest.preprocessing)
-            architecture = Architecture(**{k: _tuple(v) for k, v in manifest.architecture.items()})
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise BundleError(f"{folder}/manifest.json: {where}: {first['msg']}") from error
-        except (ValueError, TypeError) as error:
-            raise BundleError(f"{folder}/manifest.json: {error}") from error
-        _verify_manifest(folder / MANIFEST, raw)
-        if manifest.target != architecture.target:
-            raise BundleError(
-                f"{folder}/manifest.json: target: {manifest.target!r}, but the architecture's is "
-                f"{architecture.target!r}"
-            )
-        for name in FILES:
-            found = hashlib.sha256(_read(folder / name)).hexdigest()
-            if found != manifest.sha256.get(name):
-                raise BundleError(
-                    f"{folder / name} is damaged: its SHA-256 is {found[:12]}..., the manifest "
-                    f"says {manifest.sha256.get(name, 'nothing')[:12]}...; install the bundle again"
-                )
-        return cls(
-            folder=folder,
-            manifest=manifest,
-            digest=hashlib.sha256(raw).hexdigest(),
-            preprocessing=preprocessing,
-            architecture=architecture,
-        )
+        return _verified(folder, bundle_folder.read(folder / MANIFEST))
 
     @classmethod
     def load_served(cls, folder: Path | None = None) -> "Bundle":
@@ -155,6 +94,11 @@ class Bundle:
         return bundle
 
     @property
+    def model_digest(self) -> str:
+        """SHA-256 of what decides an explanation: `Manifest.model_digest`."""
+        return self.manifest.model_digest
+
+    @property
     def provenance(self) -> Provenance:
         """What every explanation by this bundle says of its origin."""
         m = self.manifest
@@ -162,16 +106,25 @@ class Bundle:
             target=m.target,
             bundle_name=m.name,
             bundle_version=m.version,
-            bundle_digest=self.digest,
+            model_digest=self.model_digest,
             decision_threshold=m.decision_threshold,
             mask_threshold=m.mask_threshold,
             evidence_margin=m.evidence_margin,
         )
 
+    def path(self, name: str) -> Path:
+        """Where one of the bundle's files lies."""
+        return bundle_folder.current(self.folder, name, self.manifest.sha256[name])
+
     @property
     def weights(self) -> Path:
         """The file of the network's tensors."""
-        return self.folder / "model.safetensors"
+        return self.path(WEIGHTS)
+
+    @property
+    def model_card(self) -> str:
+        """The text of the model card, Markdown."""
+        return self.path(MODEL_CARD).read_text(encoding="utf-8")
 
     def network(self, device: str) -> ExplainedNetwork:
         """The network with this bundle's weights, float32, in evaluation mode."""
@@ -187,151 +140,120 @@ class Bundle:
 
     def self_test(self, network: ExplainedNetwork) -> None:
         """Replays the golden image on `network`; raises `SelfTestError` beyond tolerance."""
-        found = replay(self.folder / "golden.dcm", self.preprocessing, network)
-        try:
-            arrays = load_arrays(self.folder / "golden.safetensors")
-            expected = {name: arrays[name] for name in found}
-        except (SafetensorError, KeyError) as error:
-            raise SelfTestError(f"{self.folder}/golden.safetensors: {error}") from error
-        limits = {
-            "tensor": TENSOR_TOLERANCE,
-            "response": RESPONSE_TOLERANCE,
-            "mask": MASK_TOLERANCE,
-        }
-        for name, limit in limits.items():
-            if expected[name].shape != found[name].shape:
-                raise SelfTestError(f"golden {name} has shape {found[name].shape}")
-            off = float(np.abs(expected[name] - found[name]).max())
-            if not off <= limit:
-                raise SelfTestError(
-                    f"the golden image of {self.folder} gives another {name}: off by {off:.4g}, "
-                    f"{limit:.4g} is allowed; the libraries or the hardware compute differently"
-                )
+        image, answer = self.path("golden.dcm"), self.path("golden.safetensors")
+        golden.require_same(image, answer, self.preprocessing, network)
 
 
 def save(
     folder: Path,
     network: ExplainedNetwork,
-    description: dict[str, Any],
+    description: Description,
     model_card: str,
     *,
+    evaluation: Evaluation | None = None,
     half: bool = True,
 ) -> Bundle:
-    """Writes a bundle and reads it back.
+    """Writes a bundle and reads it back. A kill leaves the folder as it was, or the new bundle.
 
-    description: the manifest without `schema_version`, `architecture` and `sha256`. Weights
-    are stored as `as_stored` says where `half`, else as they are; the golden answer is that of the
-    stored weights.
+    Weights are stored as `as_stored` says if `half`, else as they are; the golden answer is that
+    of the stored weights.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {
         k: as_stored(v) if half else v.detach().cpu().contiguous()
         for k, v in network.state_dict().items()
     }
-    save_file(weights, folder / "model.safetensors")
-    (folder / "MODEL_CARD.md").write_text(model_card, encoding="utf-8")
-    golden_radiograph().save_as(folder / "golden.dcm", enforce_file_format=True)
-    preprocessing = Preprocessing.from_manifest(description["preprocessing"])
     stored = ExplainedNetwork(network.architecture)
     stored.load_state_dict({k: _float32(v) for k, v in weights.items()})
-    answer = replay(folder / "golden.dcm", preprocessing, stored)
-    save_arrays(answer, folder / "golden.safetensors")
-    for name in ("model.safetensors", "golden.safetensors"):  # safetensors makes them 0600
-        (folder / name).chmod(0o644)
-    manifest = Manifest.model_validate(
-        {
-            "schema_version": SCHEMA_VERSION,
-            **description,
-            "architecture": network.architecture.to_manifest(),
-            "sha256": {n: hashlib.sha256(_read(folder / n)).hexdigest() for n in FILES},
-        }
-    )
-    write_manifest(folder, manifest.model_dump(mode="json"))
+    preprocessing = Preprocessing.from_manifest(description.preprocessing)
+    content = {
+        **description.model_dump(mode="json"),
+        "schema_version": SCHEMA_VERSION,
+        "architecture": network.architecture.to_manifest(),
+        "sha256": {},
+    }
+    data = {
+        WEIGHTS: tensor_bytes(weights),
+        **golden.record(preprocessing, stored),
+        **_written_about(evaluation, model_card),
+    }
+    return replace_files(folder, content, data)
+
+
+def save_figures(bundle: Bundle, evaluation: Evaluation, model_card: str) -> Bundle:
+    """Writes other figures and another model card into a bundle's folder and reads it back.
+
+    The model and its digest stay. A kill leaves the old bundle or the new one.
+    """
+    content = bundle.manifest.model_dump(mode="json")
+    return replace_files(bundle.folder, content, _written_about(evaluation, model_card))
+
+
+def _written_about(evaluation: Evaluation | None, model_card: str) -> dict[str, bytes]:
+    """The files that say how good a bundle is."""
+    figures = {} if evaluation is None else {EVALUATION: evaluation_bytes(evaluation)}
+    return {MODEL_CARD: model_card.encode(), **figures}
+
+
+def evaluation_bytes(evaluation: Evaluation) -> bytes:
+    """`evaluation.json`. What a bundle does not keep of an evaluation is left out."""
+    return canonical(evaluation.for_bundle().model_dump(mode="json"))
+
+
+def replace_files(folder: Path, content: dict[str, Any], data: Mapping[str, bytes]) -> Bundle:
+    """Replaces files of a bundle and its manifest by one step, and reads the bundle back.
+
+    content: the manifest; its digests of the files in `data` are made anew. The new bundle is
+    verified before it takes the place of the old one: a `BundleError` leaves the old one.
+    """
+    sha256 = {name: hashlib.sha256(value).hexdigest() for name, value in data.items()}
+    raw = signed({**content, "sha256": {**content["sha256"], **sha256}})
+    bundle_folder.replace(folder, data, raw, lambda: _verified(folder, raw))
     return Bundle.load(folder)
 
 
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Writes `manifest.json` with its own SHA-256 entry set."""
-    digest = hashlib.sha256(_manifest_bytes(content, "")).hexdigest()
-    (folder / MANIFEST).write_bytes(_manifest_bytes(content, digest))
-
-
-def _manifest_bytes(content: dict[str, Any], digest: str) -> bytes:
-    """The one way a manifest is written; its own digest is taken while that entry is empty."""
-    content = {**content, "sha256": {**content["sha256"], MANIFEST: digest}}
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _verify_manifest(path: Path, raw: bytes) -> None:
-    content = json.loads(raw)
-    found = hashlib.sha256(_manifest_bytes(content, "")).hexdigest()
-    if raw != _manifest_bytes(content, found):
+def _verified(folder: Path, raw: bytes) -> Bundle:
+    """The bundle of a folder by a manifest of these bytes."""
+    where = folder / MANIFEST
+    content = bundle_folder.parse(where, raw)
+    try:
+        manifest = Manifest.model_validate(content)
+        preprocessing = Preprocessing.from_manifest(manifest.preprocessing)
+        architecture = Architecture(**{k: _tuple(v) for k, v in manifest.architecture.items()})
+    except ValidationError as error:
+        raise BundleError(f"{where}: {bundle_folder.first_problem(error)}") from error
+    except (ValueError, TypeError) as error:
+        raise BundleError(f"{where}: {error}") from error
+    bundle_folder.require_signature(where, raw, content)
+    if manifest.target != architecture.target:
         raise BundleError(
-            f"{path} is damaged or was edited by hand: its own SHA-256 is another; install the "
-            "bundle again"
+            f"{where}: target: {manifest.target!r}, but the architecture's is "
+            f"{architecture.target!r}"
         )
+    for name in FILES:
+        bundle_folder.require(folder, name, manifest.sha256.get(name))
+    return Bundle(
+        folder=folder,
+        manifest=manifest,
+        digest=hashlib.sha256(raw).hexdigest(),
+        preprocessing=preprocessing,
+        architecture=architecture,
+        evaluation=_evaluation(folder, manifest),
+    )
 
 
-def replay(
-    golden: Path, preprocessing: Preprocessing, network: ExplainedNetwork
-) -> dict[str, NDArray[np.float32]]:
-    """Tensor (1, S, S), response (1,) and mask (S, S) of a golden file, by the served path."""
-    radiograph = Radiograph.from_dataset(pydicom.dcmread(golden), InputSettings())
-    tensor, _ = preprocessing(radiograph)
-    device = next(network.parameters()).device
-    with torch.inference_mode():
-        response, mask = network.explain(torch.from_numpy(tensor)[None].to(device))
-    return {
-        "tensor": tensor,
-        "response": response.cpu().numpy().astype(np.float32),
-        "mask": np.ascontiguousarray(mask[0, 0].cpu().numpy(), dtype=np.float32),
-    }
-
-
-def golden_radiograph() -> Dataset:
-    """A synthetic DX image with two dark lungs and a bright patch: drawn by formula, of nobody.
-
-    It comes as MONOCHROME1 with a rescale, a window and a mirrored PatientOrientation, so that a
-    replay passes through every step of the front end.
-    """
-    rows, columns = 420, 350
-    y, x = np.mgrid[0:rows, 0:columns].astype(np.float64)
-    scene = 0.75 + 0.15 * np.cos(y / 17.0) * (np.abs(x - 175) < 40)
-    for centre in (100.0, 250.0):
-        lung = ((x - centre) / 55) ** 2 + ((y - 210) / 140) ** 2
-        scene -= 0.5 * np.exp(-(lung**3))
-    scene += 0.45 * np.exp(-(((x - 240) / 30) ** 2 + ((y - 290) / 35) ** 2))
-    scene = (scene - scene.min()) / (scene.max() - scene.min())
-    stored = np.rint((1 - scene[:, ::-1]) * 4000).astype("<u2")
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.SOPClassUID = DigitalXRayImageStorageForPresentation
-    ds.SOPInstanceUID = "2.25.301437190011223344556677889900112233445"
-    ds.StudyInstanceUID = "2.25.301437190011223344556677889900112233446"
-    ds.SeriesInstanceUID = "2.25.301437190011223344556677889900112233447"
-    ds.PatientName, ds.PatientID = "GOLDEN^SYNTHETIC", "GOLDEN"
-    ds.Modality, ds.BodyPartExamined, ds.ViewPosition = "DX", "CHEST", "PA"
-    ds.PatientOrientation = ["R", "F"]
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME1"
-    ds.Rows, ds.Columns = rows, columns
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
-    ds.RescaleSlope, ds.RescaleIntercept = 2, -1000
-    ds.WindowCenter, ds.WindowWidth = 3000, 8000
-    ds.PixelData = stored.tobytes()
-    return ds
+def _evaluation(folder: Path, manifest: Manifest) -> Evaluation | None:
+    if not manifest.evaluated:
+        return None
+    path = bundle_folder.require(folder, EVALUATION, manifest.sha256[EVALUATION])
+    try:
+        return Evaluation.model_validate_json(bundle_folder.read(path))
+    except ValidationError as error:
+        raise BundleError(f"{path}: {bundle_folder.first_problem(error)}") from error
 
 
 def shipped_folder() -> Path:
     """The folder of the pneumonia bundle inside the installed package."""
     return Path(str(files("nemt_dicom") / "pneumonia"))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}; this is not a whole bundle") from error
 
 
 def _tuple(value: Any) -> Any:
@@ -343,7 +265,7 @@ def _float32(value: torch.Tensor) -> torch.Tensor:
 
 
 def as_stored(value: torch.Tensor) -> torch.Tensor:
-    """A weight as a bundle stores it: float16, or float32 where it has fewer than 8192 values.
+    """A weight as a bundle stores it: float16, or float32 if it has fewer than 8192 values.
 
     The small ones (norms, first layers) cost little space, and rounding them moves p most.
     """

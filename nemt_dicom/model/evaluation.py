@@ -2,7 +2,8 @@
 
 One frozen tree. The trainer builds it once; the report, the model card, the checks and
 `nemt-dicom bundle show` read it by attribute. A figure that does not exist for the data or for the
-kind of bundle is None, or its key is absent from a dictionary. No patient data.
+kind of bundle is None, or its key is absent from a dictionary. NaN and infinity are refused: they
+have no form in JSON, and a figure that is not defined is None. No patient data.
 """
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,9 +13,9 @@ EXPLANATION_MODULE = "nemt"
 
 
 class Frozen(BaseModel):
-    """A value of the tree: immutable, with no field that it does not know."""
+    """A value of the tree: immutable, finite, with no field that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Figure(Frozen):

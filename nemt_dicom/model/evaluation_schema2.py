@@ -1,5 +1,6 @@
 """The figures of a schema-2 manifest (releases 0.4 to 0.7) as an `Evaluation`."""
 
+import math
 from typing import Any
 
 from nemt_dicom.model.evaluation import Evaluation, Scores
@@ -9,8 +10,11 @@ _METHOD = ("name", "library", "settings", "asked", "failed", "failures", "nemt_l
 
 
 def from_schema_2(metrics: dict[str, Any]) -> Evaluation:
-    """`metrics` of a schema-2 manifest. Raises pydantic's `ValidationError` if it is damaged."""
-    content = dict(metrics)
+    """`metrics` of a schema-2 manifest; a figure that is not finite is left out.
+
+    Raises `LookupError`, `TypeError` or pydantic's `ValidationError` for figures of another form.
+    """
+    content = dict(_finite(metrics))
     content["scope"] = content.pop("evaluated")
     content["classifier"] = _seconds(content["classifier"])
     content["methods"] = {key: _method(row) for key, row in content["methods"].items()}
@@ -31,3 +35,32 @@ def _method(row: dict[str, Any]) -> dict[str, Any]:
 
 def _seconds(row: dict[str, Any]) -> dict[str, Any]:
     return {"single": row["seconds"], "batch": row.get("seconds_in_batch")}
+
+
+def to_schema_2(evaluation: Evaluation) -> dict[str, Any]:
+    """The inverse of `from_schema_2`."""
+    content = evaluation.model_dump(mode="json", exclude_defaults=True)
+    content["evaluated"] = content.pop("scope")
+    content["classifier"] = _flat_seconds(content["classifier"])
+    for row in content["methods"].values():
+        row.update(row.pop("scores") | _flat_seconds(row.pop("seconds", {})))
+    if "randomisation" in content:
+        content["randomisation"] |= content["randomisation"].pop("methods")
+    return content
+
+
+def _flat_seconds(seconds: dict[str, Any]) -> dict[str, Any]:
+    names = {"single": "seconds", "batch": "seconds_in_batch"}
+    return {names[name]: value for name, value in seconds.items()}
+
+
+def _finite(value: Any) -> Any:
+    """The value without figures that hold NaN or infinity. In a list, None takes their place."""
+    if isinstance(value, dict):
+        items = {key: _finite(item) for key, item in value.items()}
+        if "mean" in value and None in items.values():
+            return None
+        return {k: v for k, v in items.items() if v is not None or value[k] is None}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,15 +23,15 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """The model bundle that gave an explanation.
+    """The model that gave an explanation, and the bundle that it came in.
 
-    bundle_digest: SHA-256 of the bundle's manifest, 64 hexadecimal digits.
+    model_digest: SHA-256 of what decides an explanation, 64 hexadecimal digits (`Manifest`).
     """
 
     target: str
     bundle_name: str
     bundle_version: str
-    bundle_digest: str
+    model_digest: str
     decision_threshold: float
     mask_threshold: float
     evidence_margin: float
@@ -39,7 +39,7 @@ class Provenance:
     @property
     def short_digest(self) -> str:
         """The digest's first 12 digits, as shown to people."""
-        return self.bundle_digest[:12]
+        return self.model_digest[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,5 +122,5 @@ class Explanation:
             "explain_below_threshold": self.explain_below_threshold,
             "segment_share": round(float(self.segment.mean()), 4),
             "bundle": f"{self.provenance.bundle_name} {self.provenance.bundle_version}",
-            "bundle_digest": self.provenance.bundle_digest,
+            "model_digest": self.provenance.model_digest,
         }

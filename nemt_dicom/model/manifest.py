@@ -1,9 +1,11 @@
-"""`manifest.json` of a bundle, schema 3, as frozen values.
+"""`manifest.json` of a bundle, schema 3, as frozen values, and the one way to write it.
 
 What decides an explanation stands at the top: the model's identity is made from it. What was done
 to get there stands in `training` and `data`, for people, for the model card and for the trainer.
 """
 
+import hashlib
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -12,13 +14,24 @@ from nemt_dicom.model.evaluation import CodeState, Frozen
 from nemt_dicom.model.network import Fill
 
 SCHEMA_VERSION = 3
+MANIFEST = "manifest.json"
+EVALUATION = "evaluation.json"
+MODEL_CARD = "MODEL_CARD.md"
+WEIGHTS = "model.safetensors"
+FILES = (WEIGHTS, "golden.dcm", "golden.safetensors", MODEL_CARD)
+"""The files of every bundle. An evaluated bundle has EVALUATION, too."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Epoch(Frozen):
-    """An epoch of a training run. part: the stage. number: from 1. figures: by name."""
+    """An epoch of a training run.
+
+    part: the stage.
+    number: from 1.
+    figures: by name; a figure that is not finite is left out.
+    """
 
     part: str
     number: int
@@ -35,8 +48,10 @@ class Parameters(Frozen):
 class MaskThreshold(Frozen):
     """What one candidate mask threshold gave on the validation images.
 
-    drawn_share_positives: share of positives with a drawn segment. margin: the evidence margin that
-    it brings. mean_fall: mean fall of p without the segment. mean_area: mean share of the image.
+    drawn_share_positives: share of positives with a drawn segment.
+    margin: the evidence margin that it brings.
+    mean_fall: mean fall of p without the segment.
+    mean_area: mean share of the image.
     """
 
     drawn_share_positives: float
@@ -60,10 +75,14 @@ class ThresholdRecord(Frozen):
 
 
 class Parent(Frozen):
-    """The bundle that a target model was taken from, and what it says of its own training.
+    """The bundle that a target model was taken from, and what it says of its training.
 
-    data: fingerprint of the data it was trained on. module_kept: whether its explanation module was
-    taken, too. target_model_file, initial_weights_file: SHA-256 of files its training began with.
+    digest: its model digest; for a bundle of a release before 0.8, the SHA-256 of its manifest.
+    data: fingerprint of the data that its networks were trained on; None if they were several.
+    module_kept: whether its explanation module was taken, too.
+    target_model_file, initial_weights_file: SHA-256 of the files that its networks began with.
+        If the parent took its target model from another bundle, they are that bundle's.
+    epochs: of its training, as far as the new bundle holds the result.
     """
 
     name: str
@@ -82,12 +101,14 @@ class Training(Frozen):
     """How a bundle was made.
 
     recipe: the recipe as the trainer writes it; the service does not read it.
-    target_model_file, initial_weights_file: SHA-256 of weights that were given as files.
+    target_model_file, initial_weights_file: SHA-256 of files of weights that training began with.
     parent: the bundle that the target model was taken from.
     thresholds: None if the bundle explains no fixed target.
-    libraries: versions that decide the bits. minutes: since the run began or was resumed.
+    libraries: versions that decide the bits.
+    minutes: since the run began or was resumed.
     weights: how they are stored.
-    half_precision_changes_answer: the largest change of the answer for a validation image.
+    half_precision_changes_answer: the largest change of the answer for a validation image; None if
+        the answer of float16 weights is not finite.
     """
 
     recipe: dict[str, Any]
@@ -104,7 +125,7 @@ class Training(Frozen):
     code: CodeState
     epochs: tuple[Epoch, ...]
     weights: Literal["float16", "float32"]
-    half_precision_changes_answer: float
+    half_precision_changes_answer: float | None
 
 
 class SplitCounts(Frozen):
@@ -118,7 +139,8 @@ class SplitCounts(Frozen):
 class SeenPatients(Frozen):
     """Salted hashes of the patients that a bundle was trained on or chosen by.
 
-    hashes: with spaces between. whole: whether they are all patients that the networks have seen.
+    hashes: in order, with spaces between.
+    whole: whether they are all patients that the networks have seen.
     """
 
     salt: str
@@ -129,8 +151,10 @@ class SeenPatients(Frozen):
 class TrainingData(Frozen):
     """The data of a training run.
 
-    label: the canonical name of the target in the data. splits: counts by "SOURCE SPLIT".
-    fingerprint: SHA-256 of names and labels. seen: None for bundles from before release 0.6.
+    label: the canonical name of the target in the data.
+    splits: counts by "SOURCE SPLIT".
+    fingerprint: SHA-256 of names and labels.
+    seen: None for a bundle of a release before 0.6.
     """
 
     sources: tuple[str, ...]
@@ -142,7 +166,7 @@ class TrainingData(Frozen):
 
 
 class Description(Frozen):
-    """What the maker of a bundle says of it. Nothing in it has a default: a missing key is an error.
+    """What the maker of a bundle says of it. There are no defaults: a missing key is an error.
 
     name, version: what people call the bundle; version is the release that trained it.
     decision_threshold: acts on the probability p; below it nothing is drawn.
@@ -168,9 +192,49 @@ class Description(Frozen):
 class Manifest(Description):
     """`manifest.json`: the description, the architecture, and the SHA-256 of every file.
 
-    sha256: by file name, the manifest's own included.
+    sha256: by file name, the manifest's included.
     """
 
     schema_version: Literal[3]
     architecture: dict[str, Any]
-    sha256: dict[str, str]
+    sha256: dict[str, Sha256]
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the bundle has figures of `nemt-eval`."""
+        return EVALUATION in self.sha256
+
+    @property
+    def model_digest(self) -> str:
+        """SHA-256 of what decides an explanation, and of nothing else: the model's identity.
+
+        The values are those of the manifest, so that a field that a later release adds with a
+        default changes no digest.
+        """
+        decides = {
+            "weights": self.sha256[WEIGHTS],
+            "architecture": self.architecture,
+            "preprocessing": self.preprocessing,
+            "target": self.target,
+            "decision_threshold": self.decision_threshold,
+            "mask_threshold": self.mask_threshold,
+            "evidence_margin": self.evidence_margin,
+            "fill": self.fill,
+        }
+        text = json.dumps(decides, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def canonical(content: dict[str, Any], *, allow_nan: bool = False) -> bytes:
+    """The one form of a bundle's JSON. Raises `ValueError` for NaN and infinity."""
+    return (json.dumps(content, indent=2, sort_keys=True, allow_nan=allow_nan) + "\n").encode()
+
+
+def signed(content: dict[str, Any], *, allow_nan: bool = False) -> bytes:
+    """A manifest's bytes, its own SHA-256 among them: it is taken while that entry is empty."""
+
+    def written(digest: str) -> bytes:
+        sha256 = {**content["sha256"], MANIFEST: digest}
+        return canonical({**content, "sha256": sha256}, allow_nan=allow_nan)
+
+    return written(hashlib.sha256(written("")).hexdigest())

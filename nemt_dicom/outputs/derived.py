@@ -5,9 +5,7 @@ Nothing of the source is copied but what `COPIED` lists, and never a private ele
 """
 
 import hashlib
-import json
 import re
-import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 from io import BytesIO
@@ -20,10 +18,9 @@ from pydicom import Dataset
 from nemt_dicom import __version__
 from nemt_dicom.config import OutputSettings
 from nemt_dicom.model.explanation import Explanation
+from nemt_dicom.outputs.identity import make_uid
 from nemt_dicom.outputs.repair import UNUSABLE, UTF_8, character_set, comes_back, copied
 from nemt_dicom.state.records import Output
-
-NEMT_NAMESPACE = uuid.UUID("6d8e2b4c-0f5a-5c1e-9a53-1d0b7c4e8f21")
 
 MANUFACTURER = "NEMt DICOM"
 MODEL_NAME = "nemt-dicom"
@@ -95,30 +92,16 @@ class Origin:
     received: datetime
 
     def uid(self, kind: str, part: str = "instance", index: int = 1) -> str:
-        """A UID that is the same whenever the same explanation is written again (PS3.5 B.2).
-
-        kind: "seg", "sc", "seg_fractional". part: "instance", "series" or another UID inside.
-        The series leaves the content digest out: a PACS resends an image with changed content.
-        Another release makes other bytes, so it has UIDs of its own. The time of receipt is left
-        out: two services that receive one image do not show it twice.
-        """
-        key = [
-            __version__,
-            str(self.source.SOPInstanceUID),
-            self.digest if part != "series" else "",
-            self.explanation.provenance.bundle_digest,
-            self._settings_digest(),
-            kind,
-            part,
-            index,
-        ]
-        name = json.dumps(key, separators=(",", ":"))
-        return f"2.25.{uuid.uuid5(NEMT_NAMESPACE, name).int}"
-
-    def _settings_digest(self) -> str:
-        settings = self.settings.model_dump(mode="json")
-        settings["explain_below_threshold"] = self.explanation.explain_below_threshold
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        """A UID that is the same whenever the same explanation is written again: `make_uid`."""
+        return make_uid(
+            source_uid=str(self.source.SOPInstanceUID),
+            content_digest=self.digest,
+            explanation=self.explanation,
+            settings=self.settings,
+            kind=kind,
+            part=part,
+            index=index,
+        )
 
     @property
     def instance_number(self) -> int:
@@ -243,14 +226,14 @@ def _bundle_version(explanation: Explanation) -> str:
 
 
 def describe(explanation: Explanation) -> str:
-    """DerivationDescription: target, verdict, probabilities, thresholds, bundle. ASCII."""
+    """DerivationDescription: target, verdict, probabilities, thresholds, bundle, model. ASCII."""
     e, p = explanation.evidence, explanation.provenance
     return (
         f"NEMt explanation of {p.target}: {explanation.verdict.value}; "
         f"p {e.probability:.3f}, segment occluded {e.occluded:.3f}, only segment {e.kept:.3f}; "
         f"decision threshold {p.decision_threshold:.3f}, mask threshold {p.mask_threshold:.3f}, "
         f"evidence margin {p.evidence_margin:.3f}; bundle {p.bundle_name} {p.bundle_version} "
-        f"{p.bundle_digest}. {DISCLAIMER}"
+        f"{p.model_digest}. {DISCLAIMER}"
     )
 
 

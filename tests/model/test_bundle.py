@@ -20,17 +20,11 @@ from nemt_dicom import cli
 from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import BundleError, SelfTestError
 from nemt_dicom.intake.radiograph import Radiograph
-from nemt_dicom.model.bundle import (
-    FILES,
-    MANIFEST,
-    Bundle,
-    as_stored,
-    golden_radiograph,
-    save,
-    write_manifest,
-)
+from nemt_dicom.model.bundle import Bundle, as_stored, save
+from nemt_dicom.model.golden import golden_radiograph
+from nemt_dicom.model.manifest import FILES, MANIFEST, Description, signed
 from nemt_dicom.model.network import ExplainedNetwork
-from tests.conftest import random_description, random_network
+from tests.conftest import random_description, random_network, write_manifest
 
 
 @pytest.fixture
@@ -44,10 +38,12 @@ def content(folder: Path) -> dict[str, Any]:
     return found
 
 
+MISSING = object()
+
+
 def sign(folder: Path, **changes: Any) -> None:
-    """Writes the manifest anew, with every digest right: None removes a key."""
-    values = {k: v for k, v in {**content(folder), **changes}.items() if v is not None}
-    values["sha256"] = {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in FILES}
+    """Writes the manifest anew, with every digest right: MISSING removes a key."""
+    values = {k: v for k, v in {**content(folder), **changes}.items() if v is not MISSING}
     write_manifest(folder, values)
 
 
@@ -60,7 +56,8 @@ def test_bundle_read_back_is_the_bundle_written(random_bundle: Bundle) -> None:
     assert again.digest == hashlib.sha256((again.folder / MANIFEST).read_bytes()).hexdigest()
     assert {path.name for path in again.folder.iterdir()} == {MANIFEST, *FILES}
     assert set(again.manifest.sha256) == {MANIFEST, *FILES}
-    assert again.provenance.bundle_digest == again.digest
+    assert again.provenance.model_digest == again.model_digest != again.digest
+    assert again.evaluation is None
     assert again.provenance.target == "pneumonia"
 
 
@@ -151,12 +148,12 @@ def test_folder_missing(tmp_path: Path) -> None:
         Bundle.load(tmp_path / "nowhere")
 
 
-KEYS = [*random_description(), "schema_version", "architecture"]
+KEYS = [*Description.model_fields, "schema_version", "architecture"]
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_key_missing(copy: Path, key: str) -> None:
-    sign(copy, **{key: None})
+    sign(copy, **{key: MISSING})
     with pytest.raises(BundleError, match=rf"manifest\.json: {key}: Field required"):
         Bundle.load(copy)
 
@@ -166,12 +163,14 @@ def test_key_missing(copy: Path, key: str) -> None:
     [
         ({"colour": "red"}, "colour"),
         ({"schema_version": 1}, "schema_version"),
-        ({"schema_version": 3}, "schema_version"),
+        ({"schema_version": 2}, "nemt-dicom bundle upgrade"),
+        ({"schema_version": 4}, "written by a newer release"),
+        ({"training": {}}, "training.recipe"),
         ({"decision_threshold": 1.5}, "decision_threshold"),
         ({"decision_threshold": "high"}, "decision_threshold"),
         ({"mask_threshold": 0}, "mask_threshold"),
         ({"mask_threshold": 1}, "mask_threshold"),
-        ({"evidence_margin": float("nan")}, "evidence_margin|NaN"),
+        ({"evidence_margin": "nan"}, "evidence_margin"),
         ({"fill": "white"}, "fill"),
         ({"source_kinds": ["film"]}, "source_kinds"),
         ({"target": "effusion"}, "target"),
@@ -186,6 +185,16 @@ def test_manifest_that_is_not_understood(copy: Path, changes: dict[str, Any], wo
     with pytest.raises(BundleError, match=words) as caught:
         Bundle.load(copy)
     assert "manifest.json" in str(caught.value)
+
+
+def test_nan_is_refused(copy: Path) -> None:
+    """It has no form in JSON, and Python writes and reads one all the same."""
+    values = {**content(copy), "evidence_margin": float("nan")}
+    (copy / MANIFEST).write_bytes(signed(values, allow_nan=True))
+    with pytest.raises(BundleError, match=r"manifest\.json: evidence_margin"):
+        Bundle.load(copy)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        signed(values)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +291,8 @@ def test_what_explains_no_patients_radiograph_is_not_served(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], description, architecture, message: str
 ) -> None:
     network = ExplainedNetwork(replace(random_network().architecture, **architecture))
-    save(tmp_path / "bundle", network, random_description() | description, "# Random\n")
+    described = random_description().model_copy(update=description)
+    save(tmp_path / "bundle", network, described, "# Random\n")
     assert Bundle.load(tmp_path / "bundle").manifest.name == "random"
     with pytest.raises(BundleError, match=message):
         Bundle.load_served(tmp_path / "bundle")

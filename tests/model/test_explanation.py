@@ -13,7 +13,7 @@ PROVENANCE = Provenance(
     target="pneumonia",
     bundle_name="test",
     bundle_version="1.2",
-    bundle_digest="0123456789abcdef" * 4,
+    model_digest="0123456789abcdef" * 4,
     decision_threshold=0.5,
     mask_threshold=0.4,
     evidence_margin=0.1,
@@ -115,5 +115,5 @@ def test_summary_is_json_and_holds_the_figures() -> None:
     assert (found["decision_threshold"], found["mask_threshold"]) == (0.5, 0.4)
     assert found["evidence_margin"] == 0.1
     assert found["bundle"] == "test 1.2"
-    assert found["bundle_digest"].startswith(PROVENANCE.short_digest)
+    assert found["model_digest"].startswith(PROVENANCE.short_digest)
     assert len(PROVENANCE.short_digest) == 12

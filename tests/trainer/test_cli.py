@@ -17,16 +17,19 @@ import torch
 from nemt_dicom.config import ExplanationSettings, InputSettings
 from nemt_dicom.errors import TrainingError
 from nemt_dicom.intake.radiograph import Radiograph
-from nemt_dicom.model.bundle import Bundle, write_manifest
+from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.explainer import Explainer
-from tests.conftest import ROOT
+from nemt_dicom.model.manifest import Parent
+from tests.conftest import ROOT, write_manifest
 from tests.trainer.synthetic_sets import write_csv_set, write_nih, write_rsna
 from trainer import prepare
 from trainer.cli import main, read_arguments
-from trainer.manifest import start_of, trained_by
+from trainer.manifest import trained_by
 from trainer.metrics import features_in_step
 from trainer.options import build_parser
+from trainer.provenance import training_of
 from trainer.report.model_card import model_card
+from trainer.report.publish import summary_of
 from trainer.training.precision import has_bfloat16
 from trainer.training.recipe import NEM_U, Places, TrainingConfig
 
@@ -65,7 +68,7 @@ def test_the_manifest_holds_recipe_data_and_figures(trained: Path) -> None:
     assert manifest["data"]["splits"]["RSNA test"] == {
         "images": 16, "positives": 8, "patients": 16,
     }  # fmt: skip
-    metrics = manifest["metrics"]
+    metrics = summary_of(Bundle.load(trained))
     for figure in (metrics["auc"]["all"], metrics["mask_area"]["positives"]):
         assert figure["lo"] <= figure["mean"] <= figure["hi"]
     assert set(metrics["methods"]) == {
@@ -83,7 +86,7 @@ def test_the_manifest_holds_recipe_data_and_figures(trained: Path) -> None:
         metrics["truth_share"]["mean"], abs=0.02
     )
     assert sum(metrics["drawn"]["boxed_verdicts"].values()) == 8
-    assert Bundle.load(trained).manifest.evaluated
+    assert Bundle.load(trained).evaluation is not None
 
 
 def test_the_card_says_what_it_must_and_names_no_folder(trained: Path) -> None:
@@ -116,9 +119,10 @@ def test_the_card_says_how_faithfulness_was_measured_at_this_size(trained: Path)
 )
 def test_the_card_says_how_long_it_took(trained: Path, minutes: float, words: str) -> None:
     bundle = Bundle.load(trained)
-    content = bundle.manifest.model_dump(mode="json")
-    content["training"]["minutes"] = minutes
-    assert f", in {words}." in model_card(content, bundle.architecture.to_manifest())
+    training, _ = training_of(bundle)
+    changed = training.model_copy(update={"minutes": minutes})
+    manifest = bundle.manifest.model_copy(update={"training": changed})
+    assert f", in {words}." in model_card(manifest, summary_of(bundle))
 
 
 def test_the_run_folder(trained: Path) -> None:
@@ -152,15 +156,16 @@ def test_a_bundles_target_model_gets_another_explanation_module(
         assert torch.equal(value, after.target_model.state_dict()[name]), name
     assert other.architecture.outputs == one.architecture.outputs
     assert other.preprocessing.size == 64
-    recipe = other.manifest.training["recipe"]
+    training, _ = training_of(other)
+    recipe = training.recipe
     assert (recipe["backbone"], recipe["classifier_epochs"]) == ("test_efficientnet", 2)
     assert recipe["mask_epochs"] == 2
-    origin = other.manifest.training["target_model_bundle"]
-    assert origin["digest"] == one.digest
-    assert [e[1] for e in origin["epochs"]] == [1, 2]
-    assert other.manifest.training["epochs"][0][0] == "explanation module"
+    assert training.parent is not None
+    assert training.parent.digest == one.model_digest
+    assert [epoch.number for epoch in training.parent.epochs] == [1, 2]
+    assert training.epochs[0].part == "explanation module"
     card = (out / "MODEL_CARD.md").read_text("utf-8")
-    assert f"that of pneumonia {one.manifest.version} (`{one.digest[:12]}`)" in card
+    assert f"that of pneumonia {one.manifest.version} (`{one.model_digest[:12]}`)" in card
     assert "Its target model was trained by" in card
 
 
@@ -175,10 +180,10 @@ def test_a_bundle_is_served_otherwise_without_training(
     before, after = (bundle.network("cpu").state_dict() for bundle in (one, other))
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert (one.architecture.gamma, other.architecture.gamma) == (0.5, 1.0)
-    ours, theirs = (bundle.manifest.training["recipe"] for bundle in (other, one))
-    assert ours == theirs | {"gamma": 1.0}
-    origin = other.manifest.training["target_model_bundle"]
-    assert origin["epochs"] == one.manifest.training["epochs"]
+    ours, theirs = (training_of(bundle)[0] for bundle in (other, one))
+    assert ours.recipe == theirs.recipe | {"gamma": 1.0}
+    assert ours.parent is not None
+    assert ours.parent.epochs == theirs.epochs
     card = (out / "MODEL_CARD.md").read_text("utf-8")
     assert "as is the explanation module" in card
     assert "Thresholds and figures made by" in card  # and not trained
@@ -196,32 +201,30 @@ def test_a_bundle_is_served_otherwise_without_training(
     assert "name the bundle by --target-model" in capsys.readouterr().err
 
 
-def test_a_bundle_names_all_whose_work_it_holds(trained: Path, tmp_path: Path) -> None:
+def test_a_bundle_names_one_parent_and_the_files_of_the_first(
+    trained: Path, tmp_path: Path
+) -> None:
     sets, taught, served = trained.parent, tmp_path / "taught", tmp_path / "served"
     data = ["--data", str(sets / "rsna"), "--data", str(sets / "nih"), "--target", "pneumonia"]
     short = ["--mask-epochs", "1", "--batch", "8", "--threads", "1", "--seed", "3"]
     assert main([*data, *short, "--target-model", str(trained), "--out", str(taught)]) == 0
     kept = ["--keep-module", "--gamma", "1", "--target-model", str(taught)]
     assert main([*data, *kept, "--out", str(served)]) == 0
-    first, second, third = (Bundle.load(folder) for folder in (trained, taught, served))
-    training = third.manifest.training
-    start = training["target_model_bundle"]
-    assert (start["digest"], start["module_kept"]) == (second.digest, True)
-    assert start["epochs"] == second.manifest.training["epochs"]
-    assert start_of(training)["digest"] == first.digest
-    assert start_of(first.manifest.training) is first.manifest.training
+    second, third = Bundle.load(taught), Bundle.load(served)
+    training, _ = training_of(third)
+    parent = training.parent
+    assert parent is not None
+    assert (parent.digest, parent.module_kept) == (second.model_digest, True)
+    assert parent.epochs == training_of(second)[0].epochs
+    assert training_of(second)[0].target_model_file  # the first bundle's weights
+    assert parent.target_model_file is None  # the first bundle's began with no file
     card = (served / "MODEL_CARD.md").read_text("utf-8")
     assert "Its explanation module was trained by" in card
-    assert "Its target model was trained by" in card
     assert "The test split trained nothing" in card
-    for name, value in (("data", "other"), ("target_model_file", "0" * 64)):
-        content = third.manifest.model_dump(mode="json")
-        content["training"]["target_model_bundle"]["target_model_bundle"][name] = value
-        told = model_card(content, third.architecture.to_manifest())
-        told_once = " ".join(told.split())  # whatever the bundles between were told
-        assert "whether the given network had seen it is not known here" in told_once
+    for name, value in (("data", "other"), ("data", None), ("target_model_file", "0" * 64)):
+        told = card_with_parent(third, parent.model_copy(update={name: value}))
+        assert "whether the given network had seen it is not known here" in " ".join(told.split())
         assert "trained no explanation module" not in told  # it was kept
-        assert ("Its target model was trained by" in told) == (name == "data")
 
     def origin(*, keep: bool) -> Any:
         place = tmp_path / "none"
@@ -229,10 +232,16 @@ def test_a_bundle_names_all_whose_work_it_holds(trained: Path, tmp_path: Path) -
             Places(folders=(), out=place, cache=place, bundle=third, keep_module=keep)
         )
 
-    assert origin(keep=True)["digest"] == second.digest  # the third one trained nothing
+    assert origin(keep=True) == parent  # the third one trained nothing
     anew = origin(keep=False)
-    assert (anew["digest"], anew["module_kept"]) == (first.digest, False)
-    assert {epoch[0] for epoch in anew["epochs"]} == {"classifier"}
+    assert (anew.digest, anew.module_kept, anew.epochs) == (second.model_digest, False, ())
+    assert "was trained by" not in card_with_parent(third, anew)  # the first one trained it
+
+
+def card_with_parent(bundle: Bundle, parent: Parent) -> str:
+    training = training_of(bundle)[0].model_copy(update={"parent": parent})
+    manifest = bundle.manifest.model_copy(update={"training": training})
+    return model_card(manifest, summary_of(bundle))
 
 
 def test_a_bundle_on_other_data_is_told(

@@ -19,6 +19,8 @@ from tests.trainer.synthetic_sets import write_ham, write_rsna
 from trainer import ablation, dry_run, run
 from trainer.cli import main, read_arguments
 from trainer.evaluation import methods as baselines
+from trainer.provenance import training_of
+from trainer.report.publish import summary_of
 from trainer.training.draws import Draws
 from trainer.training.recipe import PRESETS
 from trainer.training.thresholds import for_sensitivity
@@ -40,8 +42,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))["metrics"]
-    return found
+    return summary_of(Bundle.load(folder))
 
 
 def weights(path: Path, backbone: str, outputs: int) -> Path:
@@ -70,8 +71,9 @@ def test_photographs_of_lesions(melanoma: Path) -> None:
 
 
 def test_the_sensitivity_asked_for_is_reached_by_the_threshold_as_written(melanoma: Path) -> None:
-    found = Bundle.load(melanoma).manifest.training["thresholds"]
-    assert found["sensitivity"] >= 0.8
+    training, _ = training_of(Bundle.load(melanoma))
+    assert training.thresholds is not None
+    assert training.thresholds.sensitivity >= 0.8
     scores = np.array([0.2, 0.73128, 0.9, 0.1], np.float32)
     assert for_sensitivity(scores, np.array([1, 1, 1, 0], np.float32), 2 / 3) == scores[1]
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from nemt_dicom.model.bundle import Manifest
+from nemt_dicom.model.manifest import Manifest
 from nemt_dicom.model.network import ExplainedNetwork
 
 from ..arrays import Images, Maps, Regions

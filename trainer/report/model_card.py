@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from ..manifest import start_of, taken_from
+from nemt_dicom.model.manifest import Manifest, Training, TrainingData
+
 from ..metrics import features_in_step
+from ..training.classifier import CLASSIFIER
 from .tables import (
     checks_table,
     differences_table,
@@ -54,42 +56,45 @@ GENERAL_BIAS = (
 )
 
 
-def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str:
-    """MODEL_CARD.md of a bundle; `description` is the manifest's content."""
-    data, training, metrics = (description[name] for name in ("data", "training", "metrics"))
-    terms = [DATA_TERMS[name] for name in data["sources"]]
-    terms += [note[:1].upper() + note[1:] + "." for note in data.get("notes", [])]
-    start = start_of(training)
-    own_start = start["target_model_file"] is None and start["initial_weights_file"] is None
-    if training["recipe"]["pretrained"] and own_start:
-        terms.append(f"{WEIGHTS_TERMS}; {_changes(training['recipe'])}.")
-    biases = [BIASES[name] for name in data["sources"] if name in BIASES]
+def model_card(manifest: Manifest, metrics: dict[str, Any]) -> str:
+    """MODEL_CARD.md of a bundle that nemt-train made. metrics: the figures of `evaluate`."""
+    data, training, architecture = manifest.data, manifest.training, manifest.architecture
+    assert data is not None, "nemt-train describes its data"
+    assert training is not None, "nemt-train describes its run"
+    terms = [DATA_TERMS[name] for name in data.sources]
+    terms += [note[:1].upper() + note[1:] + "." for note in data.notes]
+    start = training.parent or training
+    of_imagenet = start.target_model_file is None and start.initial_weights_file is None
+    if training.recipe["pretrained"] and of_imagenet:
+        terms.append(f"{WEIGHTS_TERMS}; {_changes(training.recipe)}.")
+    biases = [BIASES[name] for name in data.sources if name in BIASES]
     sections = [
-        f"# {description['name']} {description['version']}",
-        f"{_subject(description, architecture)} with a mask, in one forward pass.",
+        f"# {manifest.name} {manifest.version}",
+        f"{_subject(manifest, architecture)} with a mask, in one forward pass.",
         "## Intended use\n\nResearch on explanations of image classifiers. **Not for clinical use, "
         "not for diagnosis, not a medical device.** The mask shows what this network responds "
         "to; it does not show where disease is, and an image without a drawn region is not a "
         "normal image.",
-        _model(description, architecture),
+        _model(manifest, training),
         "## Data\n\n"
-        + splits_table(data["splits"])
+        + splits_table({k: v.model_dump() for k, v in data.splits.items()})
         + "\n\nSplits are by patient over all sources together; where no table has a validation "
-        f"split, it is a stable {training['recipe']['validation_share']:.0%} of the training "
+        f"split, it is a stable {training.recipe['validation_share']:.0%} of the training "
         f"patients. {_untouched(training, data)}\n\n" + "\n".join(f"- {text}" for text in terms),
-        _figures(metrics, description["preprocessing"]["size"]),
-        f"## Thresholds\n\n{_thresholds(description)}",
+        _figures(metrics, manifest.preprocessing["size"]),
+        f"## Thresholds\n\n{_thresholds(manifest, training)}",
         "## Known biases and limits\n\n" + "\n".join([*biases, GENERAL_BIAS]),
         _origin(training),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _untouched(training: dict[str, Any], data: dict[str, Any]) -> str:
-    """What the test split was not used for, as far as that is known of a given target model."""
-    given, taken = start_of(training)["target_model_file"], taken_from(training)
-    if given or any(bundle["data"] != data["fingerprint"] for bundle in taken):
-        if any(bundle["module_kept"] for bundle in taken):
+def _untouched(training: Training, data: TrainingData) -> str:
+    """What the test split was not used for, as far as that is known of the target model."""
+    parent = training.parent
+    from_a_file = (parent or training).target_model_file
+    if from_a_file or (parent and parent.data != data.fingerprint):
+        if parent and parent.module_kept:
             return (
                 "The test split set no threshold; whether the given network had seen it is not "
                 "known here."
@@ -112,42 +117,45 @@ def _changes(recipe: dict[str, Any]) -> str:
     )
 
 
-def _subject(description: dict[str, Any], architecture: dict[str, Any]) -> str:
-    kind = "photograph" if "photograph" in description["source_kinds"] else "radiograph"
+def _subject(manifest: Manifest, architecture: dict[str, Any]) -> str:
+    kind = "photograph" if "photograph" in manifest.source_kinds else "radiograph"
     return {
-        "target": f"Explains the output `{description['target']}` of a {kind} classifier",
+        "target": f"Explains the output `{manifest.target}` of a {kind} classifier",
         "predicted": f"Explains whichever output of a {kind} classifier is largest",
         "representation": f"Explains the representation that a network has of a {kind}",
     }[architecture["explains"]]
 
 
-def _model(description: dict[str, Any], architecture: dict[str, Any]) -> str:
-    training = description["training"]
-    recipe, parameters = training["recipe"], training["parameters"]
+def _model(manifest: Manifest, training: Training) -> str:
+    architecture, recipe, parameters = manifest.architecture, training.recipe, training.parameters
     decoder = {
         "light": f"light decoder of width {architecture['decoder_width']}",
         "unet": "the paper's U-Net decoder",
     }[architecture["decoder"]]
     side = architecture["neighbourhood"]
-    given, count = "", recipe.get("teachers", 0)
+    origin, count = "", recipe.get("teachers", 0)
     taught = f" It learnt the mean answer of {count} others of its kind." if count else ""
-    if taken := training.get("target_model_bundle"):
-        given = (
-            f", that of {taken['name']} {taken['version']} (`{taken['digest'][:12]}`)"
-            f"{', as is the explanation module' if taken['module_kept'] else ''}"
+    if parent := training.parent:
+        origin = (
+            f", that of {parent.name} {parent.version} (`{parent.digest[:12]}`)"
+            f"{', as is the explanation module' if parent.module_kept else ''}"
         )
-    elif training["target_model_file"]:
-        given = f", weights given as a file of SHA-256 `{training['target_model_file'][:16]}...`"
+    elif training.target_model_file:
+        origin = f", weights given as a file of SHA-256 `{training.target_model_file[:16]}...`"
+    change = training.half_precision_changes_answer
+    rounding = (
+        "float16 weights give no finite answer"
+        if change is None
+        else f"float16 changes the answer by at most {change:.4f} on the validation images"
+    )
     return (
         f"## Model\n\nTarget model: `{architecture['backbone']}` (timm), "
-        f"{parameters['target_model']:,} parameters, frozen{given}.{taught} "
+        f"{parameters.target_model:,} parameters, frozen{origin}.{taught} "
         f"Explanation module: {decoder} on its feature maps, "
-        f"{parameters['explanation_module']:,} parameters. "
+        f"{parameters.explanation_module:,} parameters. "
         f"Input {recipe['size']} x {recipe['size']}. Masks are "
         f"{'not smoothed' if side == 1 else f'smoothed over {side} x {side} pixels'}. "
-        f"{_objective(recipe)} Weights are stored as {training['weights']}; float16 changes the "
-        f"answer by at most {training['half_precision_changes_answer']:.4f} on the validation "
-        "images."
+        f"{_objective(recipe)} Weights are stored as {training.weights}; {rounding}."
     )
 
 
@@ -226,40 +234,39 @@ def _figures(metrics: dict[str, Any], side: int) -> str:
     return f"{text}\n\nMethods:\n\n{methods_list(metrics)}"
 
 
-def _thresholds(description: dict[str, Any]) -> str:
-    found = description["training"]["thresholds"]
-    if not found:
+def _thresholds(manifest: Manifest, training: Training) -> str:
+    record = training.thresholds
+    if record is None:
         return "None was chosen: this bundle decides nothing and cannot be served."
-    wanted = description["training"]["recipe"]["sensitivity"]
+    wanted = training.recipe["sensitivity"]
     rule = (
         "the lowest within 0.05 of the largest Youden's J"
         if wanted is None
         else f"the highest with a sensitivity of at least {wanted:g}"
     )
     return (
-        f"- `decision_threshold` {description['decision_threshold']}: {rule} on the validation "
-        f"images (sensitivity {found['sensitivity']:.2f}, specificity "
-        f"{found['specificity']:.2f} there).\n"
-        f"- `mask_threshold` {description['mask_threshold']}: the highest within 0.05 of the "
+        f"- `decision_threshold` {manifest.decision_threshold}: {rule} on the validation "
+        f"images (sensitivity {record.sensitivity:.2f}, specificity "
+        f"{record.specificity:.2f} there).\n"
+        f"- `mask_threshold` {manifest.mask_threshold}: the highest within 0.05 of the "
         "largest share of validation positives with a drawn segment.\n"
-        f"- `evidence_margin` {description['evidence_margin']}: 95th percentile of the fall of p "
+        f"- `evidence_margin` {manifest.evidence_margin}: 95th percentile of the fall of p "
         "when a validation image's segment is moved elsewhere in the image (rolled over the edges "
         "until at most a quarter of it lies where it was, 8 random places each, "
-        f"{found['images_with_segment']} images that have a segment)."
+        f"{record.images_with_segment} images that have a segment)."
     )
 
 
-def _origin(training: dict[str, Any]) -> str:
-    code = training["code"]
-    dirty = {True: ", with changes not yet committed", False: "", None: ""}[code["dirty"]]
-    start = training.get("target_model_bundle")
-    since = " since it was resumed" if training.get("resumed") else ""
-    made = "Thresholds and figures made" if start and start["module_kept"] else "Trained"
+def _origin(training: Training) -> str:
+    code, parent = training.code, training.parent
+    dirty = {True: ", with changes not yet committed", False: "", None: ""}[code.dirty]
+    since = " since it was resumed" if training.resumed else ""
+    made = "Thresholds and figures made" if parent and parent.module_kept else "Trained"
     return (
-        f"## Origin\n\n{made} by `nemt-train` {code['version']} at commit "
-        f"`{code['commit']}`{dirty} (SHA-256 of its Python sources `{code['sources'][:16]}...`), "
-        f"seed {training['recipe']['seed']}, on {training['device']}, in "
-        f"{_duration(training['minutes'])}{since}.{_of_the_target_model(training)}"
+        f"## Origin\n\n{made} by `nemt-train` {code.version} at commit "
+        f"`{code.commit}`{dirty} (SHA-256 of its Python sources `{code.sources[:16]}...`), "
+        f"seed {training.recipe['seed']}, on {training.device}, in "
+        f"{_duration(training.minutes)}{since}.{_of_the_parent(training)}"
     )
 
 
@@ -269,16 +276,14 @@ def _duration(minutes: float) -> str:
     return f"{minutes:.0f} minute{'s' * (round(minutes) > 1)}"
 
 
-def _of_the_target_model(training: dict[str, Any]) -> str:
-    start = training.get("target_model_bundle")
-    if not start:
-        return ""
-    given = start["target_model_file"]
-    if given and not start["module_kept"]:
-        return ""  # where a file was trained is not known
-    kept = "explanation module" if given else "network"
-    what = kept if start["module_kept"] else "target model"
+def _of_the_parent(training: Training) -> str:
+    """Who trained what was taken, as far as the parent's epochs show it."""
+    parent = training.parent
+    if parent is None or parent.code is None or not parent.epochs:
+        return ""  # it is not known where a file was trained
+    with_target_model = any(epoch.part == CLASSIFIER for epoch in parent.epochs)
+    kept = "network" if with_target_model else "explanation module"
     return (
-        f" Its {what} was trained by {start['code']['version']} at commit "
-        f"`{start['code']['commit']}`, on {start['device']}.{_of_the_target_model(start)}"
+        f" Its {kept if parent.module_kept else 'target model'} was trained by "
+        f"{parent.code.version} at commit `{parent.code.commit}`, on {parent.device}."
     )

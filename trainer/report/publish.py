@@ -1,23 +1,28 @@
-"""An evaluation's figures in the bundle that they are of: manifest and model card."""
+"""An evaluation's figures in the bundle that they are of: `evaluation.json` and the model card."""
 
-import hashlib
 from typing import Any
 
-from nemt_dicom.model.bundle import Bundle, write_manifest
+from nemt_dicom.model.bundle import Bundle, save_figures
+from nemt_dicom.model.evaluation import Evaluation
+from nemt_dicom.model.evaluation_schema2 import from_schema_2, to_schema_2
 
 from ..evaluation.evaluate import for_manifest
-from .model_card import model_card
 
 
-def publish(bundle: Bundle, summary: dict[str, Any]) -> Bundle:
-    """Writes the figures into the bundle's folder and reads it back.
+def publish(bundle: Bundle, evaluation: Evaluation, card: str) -> Bundle:
+    """Writes figures and model card into the bundle's folder and reads it back.
 
-    Weights and thresholds stay as they are; the bundle's digest, which covers all its files, is
-    another one afterwards. A bundle that is being served has to be served anew.
+    Networks, thresholds and the model digest stay as they are. A kill leaves the bundle as it was,
+    or the new one. A service that has loaded the bundle goes on as before.
     """
-    content = bundle.manifest.model_dump(mode="json") | {"metrics": for_manifest(summary)}
-    card = model_card(content, bundle.architecture.to_manifest())
-    content["sha256"]["MODEL_CARD.md"] = hashlib.sha256(card.encode()).hexdigest()
-    (bundle.folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    write_manifest(bundle.folder, content)
-    return Bundle.load(bundle.folder)
+    return save_figures(bundle, evaluation, card)
+
+
+def evaluation_of(summary: dict[str, Any]) -> Evaluation:
+    """The figures of `evaluate`, which are dictionaries, as a bundle keeps them."""
+    return from_schema_2(for_manifest(summary))
+
+
+def summary_of(bundle: Bundle) -> dict[str, Any]:
+    """The figures of a bundle as the tables read them: the inverse of `evaluation_of`."""
+    return {} if bundle.evaluation is None else to_schema_2(bundle.evaluation)

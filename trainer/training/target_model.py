@@ -15,6 +15,7 @@ from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.network import REPRESENTATION, Architecture, ExplainedNetwork
 
 from ..data.cases import Dataset
+from ..provenance import training_of
 from .recipe import DEFAULT_BACKBONE, Places, TrainingConfig
 
 Weights = Mapping[str, Tensor]
@@ -186,7 +187,7 @@ def _architecture(
 
 
 def _require_its_target(bundle: Bundle, wanted: Architecture, dataset: Dataset) -> None:
-    label = bundle.manifest.data["label"]
+    label = training_of(bundle)[1].label
     if (dataset.target, wanted.target) != (label, bundle.architecture.target):
         raise TrainingError(
             f"the explanation module of {bundle.folder} explains {label!r}: leave --output out and "

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from nemt_dicom import cli as service
 from nemt_dicom.config import Settings
-from nemt_dicom.model.bundle import Bundle, save, write_manifest
+from nemt_dicom.model.bundle import Bundle, save
 from nemt_dicom.pipeline import PipelineEngine
-from tests.conftest import random_network
+from tests.conftest import description_of, random_network, write_manifest
 from tests.trainer.synthetic_sets import write_csv_set, write_ham, write_nih, write_rsna
 from trainer.cli import main as train
 from trainer.eval_cli import main
@@ -354,10 +354,7 @@ def shuffled(bundle: Path, out: Path) -> Path:
     for p in network.explanation_module.parameters():
         order = torch.randperm(p.numel(), generator=generator)
         p.data = p.data.flatten()[order].view_as(p)
-    description = found.manifest.model_dump(mode="json")
-    for name in ("schema_version", "architecture", "sha256"):
-        del description[name]
-    save(out, network, description, "# Broken\n")
+    save(out, network, description_of(found), "# Broken\n")
     return out
 
 
@@ -367,12 +364,9 @@ def test_figures_go_into_bundle_and_card_and_the_service_wants_them(
     copy = sets / "copy"
     shutil.copytree(bundle, copy)
     found = Bundle.load(copy)
-    description = found.manifest.model_dump(mode="json") | {"metrics": {}}
-    for name in ("schema_version", "architecture", "sha256"):
-        del description[name]
-    save(copy, found.network("cpu"), description, "# No figures\n")
+    save(copy, found.network("cpu"), description_of(found), "# No figures\n")
     assert service.main(["bundle", "show", str(copy)]) == 0
-    assert "none: nemt-eval" in capsys.readouterr().out
+    assert "Never evaluated" in capsys.readouterr().out
     settings = Settings.model_validate({"explanation": {"bundle": str(copy), "device": "cpu"}})
     PipelineEngine(settings)
     assert "says nothing of how good its explanations are" in caplog.text
@@ -381,17 +375,18 @@ def test_figures_go_into_bundle_and_card_and_the_service_wants_them(
     options = ["--methods", "gradcam++,random", "--into-bundle"]
     assert call(copy, sets / "rsna", sets / "published", *options) == 0
     written = Bundle.load(copy)
-    assert written.manifest.evaluated
-    assert written.manifest.metrics["methods"]["nemt"]["road"]["n"] == 16
-    assert "curves" not in written.manifest.metrics["methods"]["nemt"]
-    assert (
-        written.manifest.sha256["model.safetensors"] == found.manifest.sha256["model.safetensors"]
-    )
+    assert written.evaluation is not None
+    assert written.evaluation.module.scores.road is not None
+    assert written.evaluation.module.scores.road.n == 16
+    assert not written.evaluation.module.curves
+    assert (written.digest, written.model_digest) != (found.digest, found.model_digest)
+    assert written.model_digest == found.model_digest
     card = (copy / "MODEL_CARD.md").read_text("utf-8")
     for text in ("By `nemt-eval`", "GradCAM++", "Dependence on the model", "Silence", "ROAD ↑"):
         assert text in card
-    counts = written.manifest.data["splits"]["RSNA test"]
-    row = (counts["images"], counts["positives"], counts["patients"])
+    assert written.manifest.data is not None
+    counts = written.manifest.data.splits["RSNA test"]
+    row = (counts.images, counts.positives, counts.patients)
     assert row[1] < row[2]
     assert "| split | images | positives | patients |" in card
     assert "| RSNA test | {} | {} | {} |".format(*row) in card
@@ -432,7 +427,7 @@ def test_of_data_like_the_bundles_own_only_those_held_out(
     former = sets / "former"  # had none, and was made before bundles kept whom they have seen
     shutil.copytree(bundle, former)
     content = Bundle.load(former).manifest.model_dump(mode="json")
-    del content["data"]["seen"]
+    content["data"]["seen"] = None
     write_manifest(former, content)
     assert call(former, sets / "unplaced", out, "--quick", "--methods", "random", "--resume") == 0
     found = summary(out)["evaluated"]
@@ -562,14 +557,11 @@ def test_weights_are_part_of_what_is_kept(sets: Path, bundle: Path) -> None:
     weights = load_file(other / "model.safetensors")
     save_file({k: v * 0.9 for k, v in weights.items()}, other / "model.safetensors")
     found = Bundle.load(bundle)
-    description = found.manifest.model_dump(mode="json")
-    for name in ("schema_version", "architecture", "sha256"):
-        del description[name]
     network = found.network("cpu")
     network.explanation_module.load_state_dict(
         {k: v * 0.9 for k, v in network.explanation_module.state_dict().items()}
     )
-    save(other, network, description, "# Other\n")
+    save(other, network, description_of(found), "# Other\n")
     stores = [ResultStore(default_cache(), Bundle.load(b), "cpu") for b in (bundle, other)]
     stores[0].save({"score": np.array(1)}, "weights")
     assert stores[1].load("weights") is None

@@ -15,6 +15,7 @@ from tests.trainer.training_kit import stopped_after
 from trainer.cli import main, read_arguments
 from trainer.prepare import prepare
 from trainer.progress import Silent
+from trainer.provenance import training_of
 from trainer.training import teachers
 from trainer.training.classifier import ClassifierStage
 from trainer.training.distributed import Team
@@ -49,7 +50,7 @@ def test_teachers_are_trained_first_and_leave_no_file(uninterrupted: Path) -> No
         parts = list(dict.fromkeys(row["part"] for row in csv.DictReader(file)))
     assert parts == ["teacher 1", "teacher 2", "classifier", "explanation module"]
     assert not [*(uninterrupted / "run").glob("teacher-*")]
-    assert Bundle.load(uninterrupted).manifest.training["recipe"]["teachers"] == 2
+    assert training_of(Bundle.load(uninterrupted))[0].recipe["teachers"] == 2
     card = (uninterrupted / "MODEL_CARD.md").read_text("utf-8")
     assert "It learnt the mean answer of 2 others of its kind." in card
 
