@@ -19,23 +19,27 @@ from nemt_dicom.model.bundle import Bundle, save_figures, shipped_folder
 from nemt_dicom.model.explainer import Explainer
 from nemt_dicom.model.manifest import signed
 from nemt_dicom.outputs import derived, identity
-from nemt_dicom.outputs.derived import Origin, Output
+from nemt_dicom.outputs.derived import Origin
 from nemt_dicom.outputs.secondary_capture import build_secondary_capture, legend
 from nemt_dicom.outputs.segmentation import build_fractional, build_segmentation
-from nemt_dicom.pipeline import build_outputs, read_source
+from nemt_dicom.pipeline import build_outputs, content_digest, read_source
+from nemt_dicom.state.records import Output
 from tests.outputs.output_kit import explanation, origin, pixels, source
 
 KINDS = ("seg", "sc", "seg_fractional")
 PARTS = ("instance", "series", "tracking", "dimension")
 
 
-def build(made_from: Origin) -> dict[str, Output]:
+Built = tuple[Output, bytes]
+
+
+def build(made_from: Origin) -> dict[str, Built]:
     outputs = (
         build_segmentation(made_from),
         build_secondary_capture(made_from, pixels()),
         build_fractional(made_from),
     )
-    return {output.kind: output for output in outputs}
+    return {built[0].kind: built for built in outputs}
 
 
 def uids(made_from: Origin, part: str = "instance") -> dict[str, str]:
@@ -97,8 +101,8 @@ def test_a_setting_changes_the_uids_of_what_it_changes(setting: str) -> None:
     for part in PARTS:
         one, other = uids(before, part), uids(after, part)
         assert {kind for kind in KINDS if one[kind] != other[kind]} == CHANGED[setting]
-    for kind, output in build(before).items():
-        same = output.data == build(after)[kind].data
+    for kind, (_, data) in build(before).items():
+        same = data == build(after)[kind][1]
         assert same is (kind not in CHANGED[setting]), kind
 
 
@@ -107,8 +111,8 @@ def test_another_release_changes_software_versions_and_nothing_else(
 ) -> None:
     before = build(origin())
     monkeypatch.setattr(derived, "__version__", "99.0.0")
-    for kind, output in build(origin()).items():
-        old, new = (dcmread(BytesIO(item.data)) for item in (before[kind], output))
+    for kind, built in build(origin()).items():
+        old, new = (dcmread(BytesIO(data)) for _, data in (before[kind], built))
         assert old != new
         for ds in (old, new):
             del ds.SoftwareVersions
@@ -143,7 +147,7 @@ def encoding(kind: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(Origin, "uid", lambda *_: "2.25.1")
     monkeypatch.setattr(derived, "__version__", "0")
     header = source(TimezoneOffsetFromUTC="+0100", PixelSpacing=[0.2, 0.2], PatientAge="051Y")
-    data = build(origin(header))[kind].data
+    data = build(origin(header))[kind][1]
     if kind == "seg":
         return hashlib.sha256(data[dataset_offset(BytesIO(data)) :]).hexdigest()
     ds = dcmread(BytesIO(data))
@@ -170,19 +174,21 @@ def test_an_encoding_changes_with_its_revision(kind: str, monkeypatch: pytest.Mo
 # --- a bundle's figures ---
 
 
-def explained_by(bundle: Bundle, **settings: int) -> dict[str, Output]:
-    path = Path(get_testdata_file("RG1_UNCR.dcm", download=False))
-    image = read_source(path, InputSettings())
+def explained_by(bundle: Bundle, **settings: int) -> dict[str, Built]:
+    file = Path(get_testdata_file("RG1_UNCR.dcm", download=False)).read_bytes()
+    image = read_source(file, InputSettings())
     choice = ExplanationSettings(device="cpu", explain_below_threshold=True)
     (answer,) = Explainer(bundle, choice).explain([image.radiograph])
     received = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
     written = OutputSettings(seg_fractional=True, **settings)
-    outputs = build_outputs(image, answer, settings=written, received=received)
-    return {output.kind: output for output in outputs}
+    outputs = build_outputs(
+        image, answer, settings=written, digest=content_digest(file), received=received
+    )
+    return {built[0].kind: built for built in outputs}
 
 
-def series(output: Output) -> str:
-    return str(dcmread(BytesIO(output.data)).SeriesInstanceUID)
+def series(built: Built) -> str:
+    return str(dcmread(BytesIO(built[1])).SeriesInstanceUID)
 
 
 @pytest.fixture(scope="module")
@@ -192,11 +198,11 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def before(shipped: Bundle) -> dict[str, Output]:
+def before(shipped: Bundle) -> dict[str, Built]:
     return explained_by(shipped)
 
 
-def test_other_figures_change_no_output(shipped: Bundle, before: dict[str, Output]) -> None:
+def test_other_figures_change_no_output(shipped: Bundle, before: dict[str, Built]) -> None:
     digests = {shipped.digest}
     for images in (1, 2):
         assert shipped.evaluation is not None
@@ -209,21 +215,21 @@ def test_other_figures_change_no_output(shipped: Bundle, before: dict[str, Outpu
 
 
 def test_the_quality_of_the_overlay_is_the_overlays(
-    shipped: Bundle, before: dict[str, Output]
+    shipped: Bundle, before: dict[str, Built]
 ) -> None:
     after = explained_by(shipped, sc_jpeg_quality=80)
     for kind in ("seg", "seg_fractional"):
         assert after[kind] == before[kind]
-    assert after["sc"].sop_instance_uid != before["sc"].sop_instance_uid
+    assert after["sc"][0].sop_instance_uid != before["sc"][0].sop_instance_uid
     assert series(after["sc"]) != series(before["sc"])
 
 
 def test_another_mask_threshold_is_another_model(
-    shipped: Bundle, before: dict[str, Output], tmp_path: Path
+    shipped: Bundle, before: dict[str, Built], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(shipped.folder, tmp_path / "other"))
     content = Bundle.load(folder).manifest.model_dump(mode="json") | {"mask_threshold": 0.6}
     (folder / "manifest.json").write_bytes(signed(content))
-    for kind, output in explained_by(Bundle.load(folder)).items():
-        assert output.sop_instance_uid != before[kind].sop_instance_uid
-        assert series(output) != series(before[kind])
+    for kind, built in explained_by(Bundle.load(folder)).items():
+        assert built[0].sop_instance_uid != before[kind][0].sop_instance_uid
+        assert series(built) != series(before[kind])
