@@ -11,13 +11,14 @@ from .data.cases import Dataset, describe, fingerprint
 from .provenance import file_digest, libraries
 from .seen_patients import record_of_seen
 from .training.classifier import CLASSIFIER
-from .training.recipe import Places, TrainingConfig
+from .training.places import Places
+from .training.recipe import Recipe
 from .training.thresholds import Thresholds
 
 
 def describe_bundle(
     dataset: Dataset,
-    config: TrainingConfig,
+    recipe: Recipe,
     places: Places,
     network: ExplainedNetwork,
     thresholds: Thresholds,
@@ -33,10 +34,10 @@ def describe_bundle(
         "decision_threshold": thresholds.decision_threshold,
         "mask_threshold": thresholds.mask_threshold,
         "evidence_margin": thresholds.evidence_margin,
-        "fill": config.served_fill,
-        "preprocessing": config.preprocessing.to_manifest(),
+        "fill": recipe.served_fill,
+        "preprocessing": recipe.preprocessing.to_manifest(),
         "training": {
-            "recipe": config.to_manifest(),
+            "recipe": recipe.to_manifest(),
             "target_model_file": file_digest(places.target_model),
             "target_model_bundle": trained_by(places),
             "initial_weights_file": file_digest(places.initial_weights),

@@ -4,6 +4,8 @@ from typing import Any
 
 from ..manifest import start_of, taken_from
 from ..metrics import features_in_step
+from ..training.recipe import Recipe
+from ..training.recipe_file import left_out, recorded_recipe
 from .tables import (
     checks_table,
     differences_table,
@@ -61,8 +63,9 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
     terms += [note[:1].upper() + note[1:] + "." for note in data.get("notes", [])]
     start = start_of(training)
     own_start = start["target_model_file"] is None and start["initial_weights_file"] is None
-    if training["recipe"]["pretrained"] and own_start:
-        terms.append(f"{WEIGHTS_TERMS}; {_changes(training['recipe'])}.")
+    recipe = recorded_recipe(training["recipe"])
+    if recipe.target_model.pretrained and own_start:
+        terms.append(f"{WEIGHTS_TERMS}; {_changes(recipe)}.")
     biases = [BIASES[name] for name in data["sources"] if name in BIASES]
     sections = [
         f"# {description['name']} {description['version']}",
@@ -75,7 +78,7 @@ def model_card(description: dict[str, Any], architecture: dict[str, Any]) -> str
         "## Data\n\n"
         + splits_table(data["splits"])
         + "\n\nSplits are by patient over all sources together; where no table has a validation "
-        f"split, it is a stable {training['recipe']['validation_share']:.0%} of the training "
+        f"split, it is a stable {recipe.data.validation_share:.0%} of the training "
         f"patients. {_untouched(training, data)}\n\n" + "\n".join(f"- {text}" for text in terms),
         _figures(metrics, description["preprocessing"]["size"]),
         f"## Thresholds\n\n{_thresholds(description)}",
@@ -101,10 +104,10 @@ def _untouched(training: dict[str, Any], data: dict[str, Any]) -> str:
     return "The test split trained nothing and set no threshold."
 
 
-def _changes(recipe: dict[str, Any]) -> str:
-    if recipe["objective"] == "nem-u":
+def _changes(recipe: Recipe) -> str:
+    if recipe.explanation_module.objective == "nem-u":
         return "unchanged"
-    kept = recipe.get("frozen_stages", 0)
+    kept = recipe.target_model.frozen_stages
     return (
         f"changed by fine-tuning, in the first {kept} stages only the normalisation"
         if kept
@@ -123,13 +126,13 @@ def _subject(description: dict[str, Any], architecture: dict[str, Any]) -> str:
 
 def _model(description: dict[str, Any], architecture: dict[str, Any]) -> str:
     training = description["training"]
-    recipe, parameters = training["recipe"], training["parameters"]
+    recipe, parameters = recorded_recipe(training["recipe"]), training["parameters"]
     decoder = {
         "light": f"light decoder of width {architecture['decoder_width']}",
         "unet": "the paper's U-Net decoder",
     }[architecture["decoder"]]
     side = architecture["neighbourhood"]
-    given, count = "", recipe.get("teachers", 0)
+    given, count = "", recipe.target_model.teachers
     taught = f" It learnt the mean answer of {count} others of its kind." if count else ""
     if taken := training.get("target_model_bundle"):
         given = (
@@ -143,50 +146,50 @@ def _model(description: dict[str, Any], architecture: dict[str, Any]) -> str:
         f"{parameters['target_model']:,} parameters, frozen{given}.{taught} "
         f"Explanation module: {decoder} on its feature maps, "
         f"{parameters['explanation_module']:,} parameters. "
-        f"Input {recipe['size']} x {recipe['size']}. Masks are "
+        f"Input {recipe.input.size} x {recipe.input.size}. Masks are "
         f"{'not smoothed' if side == 1 else f'smoothed over {side} x {side} pixels'}. "
-        f"{_objective(recipe)} Weights are stored as {training['weights']}; float16 changes the "
+        f"{_objective(recipe, architecture)}{_former(training['recipe'])} "
+        f"Weights are stored as {training['weights']}; float16 changes the "
         f"answer by at most {training['half_precision_changes_answer']:.4f} on the validation "
         "images."
     )
 
 
-def _objective(recipe: dict[str, Any]) -> str:
-    if recipe["objective"] == "nem-u":
+def _objective(recipe: Recipe, architecture: dict[str, Any]) -> str:
+    module = recipe.explanation_module
+    if module.objective == "nem-u":
         return (
-            f"Objective: NEM-U, λ₁ = {recipe['area_weight']}, λ₂ = {recipe['binary_weight']}, "
-            f"removed pixels filled with `{recipe['fill']}`."
+            f"Objective: NEM-U, λ₁ = {module.area_weight}, λ₂ = {module.binary_weight}, "
+            f"removed pixels filled with `{module.fill}`."
         )
-    form = "equation (2) as printed" if recipe["objective"] == "literal" else "deletion form"
-    return (
-        f"Objective: NEMt, {form}, response `{recipe['response']}` to the power of "
-        f"{recipe['exponent']:g}, λ₁ = {recipe['area_weight']}, removed pixels filled with "
-        f"`{recipe['fill']}`{', only a fall of the response counts' if recipe['fall_only'] else ''}"
-        f"{'' if recipe['objective'] == 'literal' else _further_terms(recipe)}."
-        + (
+    literal = module.objective == "literal"
+    agreement = f", agreement with single squares with weight {module.agreement:g}"
+    text = (
+        f"Objective: NEMt, {'equation (2) as printed' if literal else 'deletion form'}, response "
+        f"`{module.response}` to the power of {module.exponent:g}, λ₁ = {module.area_weight}, "
+        f"removed pixels filled with `{module.fill}`"
+        f"{', only a fall of the response counts' if module.fall_only else ''}"
+        f"{agreement if module.agreement and not literal else ''}."
+    )
+    if architecture["follows"]:
+        text += (
             " The mask is told the log odds of the output, and what is served is weighed by the "
             "local probability (class activation map)."
-            if recipe["follows"]
-            else ""
         )
-        + (
-            f" It is served to the power of {recipe['gamma']:g}."
-            if recipe.get("gamma", 1) != 1
-            else ""
-        )
-        + (
+    if (gamma := architecture.get("gamma", 1)) != 1:
+        text += f" It is served to the power of {gamma:g}."
+    if (full := architecture.get("full_from")) is not None:
+        text += (
             f" Every image is served the shape that its mask has at log odds of {full:g}; its "
             "height is full from there on, and below falls as the square of the odds."
-            if recipe["follows"] and (full := recipe.get("full_from")) is not None
-            else ""
         )
-    )
+    return text
 
 
-def _further_terms(recipe: dict[str, Any]) -> str:
-    names = {"preservation": "preservation", "agreement": "agreement with single squares"}
-    found = [(text, recipe.get(name, 0)) for name, text in names.items()]
-    return "".join(f", {text} with weight {weight:g}" for text, weight in found if weight)
+def _former(recorded: dict[str, Any]) -> str:
+    """What an earlier release did by switches that are no more."""
+    former = ", ".join(f"`{name}` {value}" for name, value in left_out(recorded).items())
+    return f" Settings that only earlier releases have: {former}." if former else ""
 
 
 def _figures(metrics: dict[str, Any], side: int) -> str:
@@ -230,7 +233,7 @@ def _thresholds(description: dict[str, Any]) -> str:
     found = description["training"]["thresholds"]
     if not found:
         return "None was chosen: this bundle decides nothing and cannot be served."
-    wanted = description["training"]["recipe"]["sensitivity"]
+    wanted = left_out(description["training"]["recipe"]).get("sensitivity")
     rule = (
         "the lowest within 0.05 of the largest Youden's J"
         if wanted is None
@@ -258,7 +261,7 @@ def _origin(training: dict[str, Any]) -> str:
     return (
         f"## Origin\n\n{made} by `nemt-train` {code['version']} at commit "
         f"`{code['commit']}`{dirty} (SHA-256 of its Python sources `{code['sources'][:16]}...`), "
-        f"seed {training['recipe']['seed']}, on {training['device']}, in "
+        f"seed {recorded_recipe(training['recipe']).run.seed}, on {training['device']}, in "
         f"{_duration(training['minutes'])}{since}.{_of_the_target_model(training)}"
     )
 
