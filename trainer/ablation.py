@@ -6,10 +6,13 @@ images that have ground truth.
 """
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nemt_dicom.errors import DataError, TrainingError
 
@@ -19,16 +22,18 @@ from .data.layouts import file_name
 from .evaluation.maps import Attributed
 from .evaluation.methods import NEMT
 from .evaluation.scores import Evaluated, methods_table, scores
+from .files import write_whole
 from .inference import soft_masks
 from .prepare import (
     Prepared,
-    begun_with,
+    account_of_start,
     frozen_stages,
     load_split,
     make_repeatable,
     prepare,
     require_same,
     require_writable,
+    write_account,
 )
 from .progress import Progress
 from .report import training_curves as report
@@ -38,104 +43,130 @@ from .training.classifier import ClassifierStage
 from .training.distributed import Team
 from .training.explanation_stage import ExplanationStage
 from .training.loop import Run, fit
-from .training.recipe import PRESETS, Places, TrainingConfig
+from .training.places import Places
+from .training.recipe import Recipe
+from .training.recipe_file import changed, preset
 
-AREA_WEIGHTS = (1.0, 0.66, 0.5, 0.4, 0.33)
-NEIGHBOURHOODS = (14, 17, 21, 24, 28)
 BASE = "λ₁ 0.5, 21 x 21"
+"""Name of the paper's setting, which each variant changes in one thing."""
 
 PAPERS = (
-    "area_weight",
-    "area_warmup",
-    "response",
-    "exponent",
-    "fall_only",
-    "fill",
-    "agreement",
-    "scaled",
-    "follows",
-    "full_from",
-    "gamma",
-    "mask_balanced",
-    "keep",
+    "explanation_module.area_weight",
+    "explanation_module.area_warmup",
+    "explanation_module.agreement",
+    "explanation_module.response",
+    "explanation_module.exponent",
+    "explanation_module.fall_only",
+    "explanation_module.scaled",
+    "explanation_module.fill",
+    "explanation_module.follows",
+    "explanation_module.balanced",
+    "explanation_module.keep",
+    "serving.gamma",
 )
-"""What every variant takes from the preset "paper"."""
+"""What every variant takes from the recipe "paper"."""
 
 
-def variants(config: TrainingConfig) -> dict[str, TrainingConfig]:
-    """The ablation's recipes by name; the first is the paper's own."""
-    papers = {name: PRESETS["paper"][name] for name in PAPERS}
-    base = replace(config, **papers, neighbourhood=21, preservation=0.0, objective="nemt")
-    found = {BASE: base}
-    found |= {f"λ₁ {w}": replace(base, area_weight=w) for w in AREA_WEIGHTS if w != 0.5}
-    found |= {f"{n} x {n}": replace(base, neighbourhood=n) for n in NEIGHBOURHOODS if n != 21}
-    found["no filter"] = replace(base, neighbourhood=1)
-    found["literal equation (2)"] = replace(base, objective="literal")
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """The variants beside the paper's setting: table A.1 and its neighbours.
+
+    area_weights: values of λ₁.
+    neighbourhoods: sides of the smoothing window in pixels.
+    """
+
+    area_weights: Sequence[float] = (1.0, 0.66, 0.5, 0.4, 0.33)
+    neighbourhoods: Sequence[int] = (14, 17, 21, 24, 28)
+
+    def recipes(self, recipe: Recipe) -> dict[str, Recipe]:
+        """The recipe of each variant by its name; the first is the paper's setting."""
+        paper = dict(preset("paper").values())
+        setting = {name: paper[name] for name in PAPERS} | {
+            "explanation_module.objective": "nemt",
+            "explanation_module.neighbourhood": 21,
+        }
+        base = changed(recipe, setting)
+        changes: dict[str, tuple[str, Any]] = {}
+        changes |= {f"λ₁ {w}": ("area_weight", w) for w in self.area_weights if w != 0.5}
+        changes |= {f"{n} x {n}": ("neighbourhood", n) for n in self.neighbourhoods if n != 21}
+        changes["no filter"] = ("neighbourhood", 1)
+        changes["literal equation (2)"] = ("objective", "literal")
+        return {BASE: base} | {
+            variant: changed(base, {f"explanation_module.{name}": value})
+            for variant, (name, value) in changes.items()
+        }
 
 
-def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> str:
+def run_ablation(
+    recipe: Recipe, places: Places, progress: Progress, ablation: Ablation | None = None
+) -> str:
     """Runs all variants and returns their table; it, a plot and the figures go to `places.out`.
 
-    A second call with the same `places.out` computes only what is missing. Raises `DataError` where
-    no test image has ground truth.
+    ablation: the variants; None: the paper's. A second call with the same `places.out` computes
+    only what is missing. Raises `DataError` if no test image has ground truth.
     """
-    if (config.teachers and not places.target_model) or places.keep_module:
+    if (recipe.target_model.teachers and not places.target_model) or places.keep_module:
         raise TrainingError("the ablation has neither teachers nor a module that is kept")
-    recipes = variants(config)
-    config = recipes[BASE]
+    recipes = (ablation or Ablation()).recipes(recipe)
+    recipe = recipes[BASE]
     require_writable(places.out)
-    make_repeatable(config)
+    make_repeatable(recipe)
     places.out.mkdir(parents=True, exist_ok=True)
-    team = Team.join(config.device)
+    team = Team.join(recipe.run.device)
     if team.size > 1:
         raise DataError("the ablation runs in one process; leave torchrun out")
-    prepared = prepare(config, places, team, progress)
-    _require_same(config, prepared, places, progress)
-    test = load_split(prepared.dataset, "test", config, places, progress)
+    prepared = prepare(recipe, places, team, progress)
+    _require_same(recipe, prepared, places, progress)
+    test = load_split(prepared.dataset, "test", recipe, places, progress)
     rows, regions = ground_truth(test)
     if not len(rows):
         raise DataError("no test image has boxes or a lesion mask, so nothing can be measured")
-
-    bare = replace(Run.bare(config, prepared.network, team), progress=progress)
+    bare = replace(Run.bare(recipe, prepared.network, team), progress=progress)
     if places.target_model is None:
-        stage = ClassifierStage(
-            prepared.network,
-            prepared.train,
-            prepared.validation,
-            config,
-            frozen_stages=frozen_stages(config, places),
-        )
-        path = places.out / "target-model.pt"
-        kept = replace(bare, checkpoints=CheckpointFile(path), goes_on=path.is_file())
-        fit(stage, prepared.train, kept)
-    found: dict[str, Any] = {}
-    for name, recipe in recipes.items():
+        _train_target_model(prepared, recipe, places, bare)
+    results: dict[str, Any] = {}
+    for name, variant in recipes.items():
         path = places.out / f"{file_name(name)}.json"
         if not path.is_file():
-            row = _measure(prepared, replace(bare, config=recipe, epochs=[]), test, rows, regions)
-            with writing(path):  # whole or not at all
-                part = path.with_suffix(".part")
-                part.write_text(json.dumps(row), encoding="utf-8")
-                part.replace(path)
-        found[name] = json.loads(path.read_text("utf-8"))
-    text = report.ablation_table(found)
-    (places.out / "ablation.md").write_text(text + "\n", encoding="utf-8")
-    report.draw_ablation(places.out / "ablation.png", found)
+            row = _measure(prepared, replace(bare, recipe=variant, epochs=[]), test, rows, regions)
+            with writing(path):
+                write_whole(path, json.dumps(row).encode())
+        results[name] = json.loads(path.read_text("utf-8"))
+    text = report.ablation_table(results)
+    with writing(places.out):
+        write_whole(places.out / "ablation.md", f"{text}\n".encode())
+        report.draw_ablation(places.out / "ablation.png", results)
     return text
+
+
+def _train_target_model(prepared: Prepared, recipe: Recipe, places: Places, bare: Run) -> None:
+    """Trains it, or takes it from an earlier call; its checkpoint stays beside the results."""
+    stage = ClassifierStage(
+        prepared.network,
+        prepared.train,
+        prepared.validation,
+        recipe,
+        frozen_stages=frozen_stages(recipe, places),
+    )
+    path = places.out / "target-model.pt"
+    kept = replace(bare, checkpoints=CheckpointFile(path), goes_on=path.is_file())
+    fit(stage, prepared.train, kept)
 
 
 def _measure(
     prepared: Prepared,
     variant: Run,
     test: Examples,
-    rows: Any,
+    rows: NDArray[np.intp],
     regions: Any,
 ) -> dict[str, Any]:
-    """Trains one variant's explanation module from its beginning, and measures it."""
-    network, recipe = prepared.network, variant.config
-    network.smoothing.side = recipe.neighbourhood
-    torch.manual_seed(recipe.seed)
+    """Trains one variant's explanation module from its beginning, and measures it.
+
+    rows: numbers of the test images that have ground truth. regions: (n, S, S) bool, that truth.
+    """
+    network, recipe = prepared.network, variant.recipe
+    network.smoothing.side = recipe.explanation_module.neighbourhood
+    torch.manual_seed(recipe.run.seed)
     for module in network.explanation_module.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
@@ -148,7 +179,7 @@ def _measure(
     patients = [test.cases[i].patient for i in rows]
     _, masks = soft_masks(network, images)
     compared = Evaluated(
-        images=images, truth=regions, probability=network.probability, device=recipe.device
+        images=images, truth=regions, probability=network.probability, device=recipe.run.device
     )
     columns = scores(compared, Attributed(found=dict(enumerate(masks))), gated=True)
     row = methods_table({NEMT: columns}, patients)[NEMT]
@@ -158,14 +189,13 @@ def _measure(
     return row | {"area": figure(average(masks.mean(axis=(1, 2))), patients)}
 
 
-def _require_same(
-    config: TrainingConfig, prepared: Prepared, places: Places, progress: Progress
-) -> None:
-    """Raises `TrainingError` where the folder holds another ablation, or something else."""
-    begun = config.to_manifest() | {"begun_with": begun_with(prepared, places, processes=1)}
+def _require_same(recipe: Recipe, prepared: Prepared, places: Places, progress: Progress) -> None:
+    """Raises `TrainingError` if the folder holds another ablation, or something else."""
+    account = account_of_start(recipe, prepared, places, processes=1)
     path = places.out / "config.json"
     if path.is_file():
-        require_same(begun, path, progress)
+        require_same(account, path, progress)
     elif any(places.out.iterdir()):
         raise TrainingError(f"{places.out} is not empty; choose a new folder")
-    path.write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
+    with writing(path):
+        write_account(path, account)

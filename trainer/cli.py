@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,69 +17,125 @@ from .ablation import run_ablation
 from .data.examples import default_cache
 from .data.layouts import canonical, file_name
 from .dry_run import dry_run
-from .memory import keep_memory
 from .options import build_parser
 from .progress import Bars, Progress, Silent
 from .provenance import training_of
 from .report.publish import summary_of
 from .report.tables import differences_table, figures_table, paper_table
-from .run import run
-from .training.precision import has_bfloat16, require_device
-from .training.recipe import (
-    FORMERLY,
-    NEM_U,
-    OF_THE_TARGET_MODEL,
-    PRESETS,
-    Places,
-    TrainingConfig,
+from .run import CHECKPOINT, run
+from .training.places import Places
+from .training.precision import has_bfloat16, keep_memory, require_device
+from .training.recipe import Recipe
+from .training.recipe_file import (
+    Values,
+    changed,
+    names,
+    nested,
+    overlaid,
+    read_assignment,
+    read_values,
+    recorded_values,
+    validated,
+    written,
 )
 
 PLACES = {field.name for field in fields(Places)}
-RECIPE = {field.name for field in fields(TrainingConfig)}
-SERVED_OTHERWISE = {"full_from", "gamma", "sensitivity", "threads", "device", "bfloat16"}
-"""What of a recipe says how a module that is kept is served, measured and computed."""
+TASKS = ("dry_run", "ablation", "print_recipe")
+
+OPTIONS_OF_THE_RECIPE = {
+    "target": "data.target",
+    "seed": "run.seed",
+    "threads": "run.threads",
+    "device": "run.device",
+}
+"""Options that are short for `--set`."""
+
+UNNAMED = "LABEL"
+"""Target of a recipe that is printed before anyone has named one."""
+
+OF_THE_TARGET_MODEL = {
+    name
+    for name in names()
+    if name.startswith(("input.", "target_model.")) or name == "data.validation_share"
+}
+"""Values of a recipe that describe a target model. A run that reuses a bundle's copies them."""
+
+OF_THIS_RUN = {name for name in names() if name.startswith("serving.")} | {
+    "run.threads",
+    "run.device",
+    "run.bfloat16",
+}
+"""Values that are this run's even if the bundle's explanation module is kept."""
 
 
-def read_arguments(arguments: Sequence[str] | None) -> tuple[TrainingConfig, Places, str]:
-    """Recipe, places and what to do: "run", "dry_run" or "ablation". Raises `TrainingError`."""
-    given = vars(build_parser().parse_args(arguments))
-    asked = [name for name in ("dry_run", "ablation") if given.pop(name, False)]
-    if len(asked) > 1:
-        raise TrainingError("--dry-run and --ablation: name one of them")
-    task = asked[0] if asked else "run"
-    preset = given.pop("preset")
-    recipe = dict(PRESETS[preset])
-    if given.get("objective") == "nem-u":
-        recipe |= NEM_U[preset]
-    places = {name: given.pop(name) for name in list(given) if name in PLACES}
-    places["folders"] = tuple(places.get("folders", [Path.cwd()]))
-    places.setdefault("out", Path("runs", file_name(canonical(given["target"]))))
-    for names, group in (("output_names", places), ("auxiliary", given)):
-        if names in group:
-            group[names] = tuple(n.strip() for n in group[names].split(",") if n.strip())
-    places.setdefault("cache", default_cache())
-    _require_of_the_target_model(places, given)
+def read_arguments(arguments: Sequence[str] | None) -> tuple[Recipe, Places, str]:
+    """Recipe, places and task: "run", "dry_run", "ablation" or "print_recipe".
+
+    Precedence: preset, file of --recipe, bundle of --target-model, --set. Raises `TrainingError`,
+    and `SystemExit` if the command line is wrong.
+    """
+    parser = build_parser()
+    options = vars(parser.parse_args(arguments))
+    task = _pop_task(options)
+    said = _pop_said(options)
+    values = read_values(options.pop("recipe", "default"))
+    if "target" not in values.get("data", {}) and "data.target" not in said:
+        if task != "print_recipe":
+            parser.error("name the label to explain by --target")
+        said["data.target"] = UNNAMED
+    target = said.get("data.target") or values["data"]["target"]
+    places = _pop_places(options, str(target))
+    module = values["explanation_module"]
+    objective = str(said.get("explanation_module.objective", module["objective"]))
+    _require_target_model_options(places, objective)
     if "target_model" in places and places["target_model"].is_dir():
-        kept = RECIPE - SERVED_OTHERWISE if places.get("keep_module") else {*OF_THE_TARGET_MODEL}
-        _require_none(given, kept, f"{places['target_model']} says them")
-        recipe |= _of_bundle(places)
+        values = _with_bundle(values, said, places)
     elif places.get("keep_module"):
         raise TrainingError("--keep-module: name the bundle by --target-model")
     elif "target_model" in places or task == "ablation":
-        recipe["teachers"] = 0
-    untrained = "target_model" in places or given.get("objective") == "nem-u"
-    if untrained and given.get("teachers"):
-        _require_none(given, {"teachers"}, "no target model is trained")
-    given.setdefault("bfloat16", has_bfloat16(given.get("device", TrainingConfig.device)))
-    return TrainingConfig(**(recipe | given)), Places(**places), task
+        values = overlaid(values, {"target_model": {"teachers": 0}})
+    if ("target_model" in places or objective == "nem-u") and said.get("target_model.teachers"):
+        _require_none(said, {"target_model.teachers"}, "no target model is trained")
+    recipe = validated(overlaid(values, nested(said)))
+    if recipe.run.bfloat16 == "auto" and task != "print_recipe":
+        recipe = changed(recipe, {"run.bfloat16": has_bfloat16(recipe.run.device)})
+    return recipe, Places(**places), task
 
 
-def _require_of_the_target_model(places: dict[str, Any], given: dict[str, Any]) -> None:
-    """What is said of a target model's outputs and start has to have one that it is said of."""
+def _pop_task(options: dict[str, Any]) -> str:
+    asked = [name for name in TASKS if options.pop(name, False)]
+    if len(asked) > 1:
+        words = " and ".join(f"--{name.replace('_', '-')}" for name in asked)
+        raise TrainingError(f"{words}: name one of them")
+    return asked[0] if asked else "run"
+
+
+def _pop_said(options: dict[str, Any]) -> dict[str, Any]:
+    """Values of the recipe that the command line names, by dotted name."""
+    said = dict(map(read_assignment, options.pop("assignments", [])))
+    short = {OPTIONS_OF_THE_RECIPE[name]: options.pop(name) for name in OPTIONS_OF_THE_RECIPE
+             if name in options}  # fmt: skip
+    return said | short
+
+
+def _pop_places(options: dict[str, Any], target: str) -> dict[str, Any]:
+    places = {name: options.pop(name) for name in list(options) if name in PLACES}
+    assert not options, options  # every option is a task, a value of the recipe or a place
+    places["folders"] = tuple(places.get("folders", [Path.cwd()]))
+    places.setdefault("out", Path("runs", file_name(canonical(target))))
+    places.setdefault("cache", default_cache())
+    if "output_names" in places:
+        words = (word.strip() for word in places["output_names"].split(","))
+        places["output_names"] = tuple(word for word in words if word)
+    return places
+
+
+def _require_target_model_options(places: dict[str, Any], objective: str) -> None:
+    """Raises `TrainingError` if outputs or a start are named of no target model, or of another."""
     outputs = {"output", "output_names", "activation"}
     if "target_model" not in places:
         _require_none(places, outputs, "without --target-model")
-    elif given.get("objective") == "nem-u":
+    elif objective == "nem-u":
         _require_none(places, outputs, "a representation is explained")
     elif places["target_model"].is_dir():
         _require_none(places, outputs - {"output"}, f"{places['target_model']} says them")
@@ -87,44 +143,43 @@ def _require_of_the_target_model(places: dict[str, Any], given: dict[str, Any]) 
         _require_none(places, {"initial_weights"}, "the target model is not trained")
 
 
-def _require_none(given: dict[str, Any], names: set[str], reason: str) -> None:
-    """Raises `TrainingError` where something is asked for that would do nothing."""
-    if idle := sorted(({*given} & names) - {"target"}):
-        raise TrainingError(f"settings that change nothing here ({reason}): {', '.join(idle)}")
+def _require_none(said: Mapping[str, Any], idle: set[str], reason: str) -> None:
+    """Raises `TrainingError` if something is asked for that would do nothing."""
+    if asked := sorted({*said} & idle):
+        raise TrainingError(f"settings that change nothing here ({reason}): {', '.join(asked)}")
 
 
-def _of_bundle(places: dict[str, Any]) -> dict[str, Any]:
-    """Makes a bundle's target model the one explained; what its recipe says of its training."""
+def _with_bundle(values: Values, said: Mapping[str, Any], places: dict[str, Any]) -> Values:
+    """Makes a bundle's target model the one explained; its recipe's part in the values."""
+    copied = {*names()} - OF_THIS_RUN if places.get("keep_module") else OF_THE_TARGET_MODEL
+    _require_none(said, copied - {"data.target", "run.seed"}, f"{places['target_model']} says them")
     bundle = Bundle.load(places["target_model"])
     if not bundle.architecture.outputs:
         raise TrainingError(f"{bundle.folder} explains a representation and has no classifier")
     places["bundle"], places["target_model"] = bundle, bundle.weights
     places["output_names"] = bundle.architecture.outputs
     places["activation"] = bundle.architecture.activation
-    training, _ = training_of(bundle)
-    known, taken = FORMERLY | training.recipe, set(OF_THE_TARGET_MODEL)
-    if places.get("keep_module"):
-        taken = RECIPE - SERVED_OTHERWISE | {"sensitivity"}
-    found = {name: value for name, value in known.items() if name in taken}
-    return found | {"auxiliary": tuple(found.get("auxiliary", ()))}
+    recorded = recorded_values(training_of(bundle)[0].recipe)
+    dotted = {
+        f"{section}.{name}": value
+        for section, table in recorded.items()
+        for name, value in table.items()
+    }
+    return overlaid(values, nested({name: v for name, v in dotted.items() if name in copied}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `nemt-train`; returns the exit status."""
     keep_memory()
     first = os.environ.get("RANK", "0") == "0"
-    console = Console(stderr=True)
     try:
-        config, places, task = read_arguments(arguments)
-        require_device(config.device)
-        with Bars(console) if first else _Nobody() as progress:
-            if task == "dry_run":
-                text = dry_run(config, places, progress)
-            elif task == "ablation":
-                text = run_ablation(config, places, progress)
-            else:
-                bundle = run(config, places, progress)
-                text = "" if bundle is None else _summary(bundle)
+        recipe, places, task = read_arguments(arguments)
+        if task == "print_recipe":
+            print(_to_start_from(recipe), end="")
+            return 0
+        require_device(recipe.run.device)
+        with Bars(Console(stderr=True)) if first else _Nobody() as progress:
+            text = _perform(task, recipe, places, progress)
     except NemtError as error:
         print(f"nemt-train: {error}", file=sys.stderr)
         return 1
@@ -139,11 +194,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _to_start_from(recipe: Recipe) -> str:
+    """The text of a recipe file; a target that nobody has named is a comment."""
+    values = recipe.model_dump()
+    if recipe.data.target == UNNAMED:
+        del values["data"]["target"]
+    return written(values)
+
+
+def _perform(task: str, recipe: Recipe, places: Places, progress: Progress) -> str:
+    """The text that a task leaves to be shown."""
+    if task == "dry_run":
+        return dry_run(recipe, places, progress)
+    if task == "ablation":
+        return run_ablation(recipe, places, progress)
+    bundle = run(recipe, places, progress)
+    return "" if bundle is None else _summary(bundle)
+
+
 def _how_to_go_on(arguments: Sequence[str] | None) -> str:
     _, places, task = read_arguments(arguments)
     if task == "ablation":
         return "; the same command goes on with what is missing"
-    there = (places.out / "run" / "checkpoint.pt").is_file()
+    there = (places.out / "run" / CHECKPOINT).is_file()
     return "; the same command with --resume goes on" if task == "run" and there else ""
 
 

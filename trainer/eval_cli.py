@@ -21,7 +21,6 @@ from .evaluation.checks import verdict
 from .evaluation.evaluate import evaluate
 from .evaluation.methods import METHODS
 from .evaluation.plan import MEAN_OF_BOXES, Evaluation, Plan, known_methods
-from .memory import keep_memory
 from .progress import Bars, Progress
 from .provenance import training_of
 from .report.html import write_comparison, write_report
@@ -29,8 +28,9 @@ from .report.model_card import model_card
 from .report.publish import evaluation_of, publish
 from .report.tables import differences_table, figures_table, paper_table, time_table
 from .seen_patients import require_unseen
-from .training.precision import require_device
+from .training.precision import keep_memory, require_device
 from .training.recipe import MOST_THREADS
+from .training.recipe_file import recorded_recipe
 
 DESCRIPTION = """\
 Measures a bundle's explanations on labelled images that it was not trained on, and the methods that
@@ -223,7 +223,7 @@ def _dataset(bundle: Bundle, options: argparse.Namespace, progress: Progress) ->
         target=data.label,
         split=options.split,
         photographs="photograph" in bundle.manifest.source_kinds,
-        validation_share=training.recipe["validation_share"],
+        validation_share=recorded_recipe(training.recipe).data.validation_share,
         trained_on=data.sources,
         skip_bad=options.skip_bad,
     )

@@ -1,6 +1,5 @@
 """Where a bundle comes from: its manifest's account of data, recipe, code and machine."""
 
-import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -25,13 +24,14 @@ from .provenance import file_digest, libraries, training_of
 from .seen_patients import record_of_seen
 from .training.checkpoint import Epoch
 from .training.classifier import CLASSIFIER
-from .training.recipe import Places, TrainingConfig
+from .training.places import Places
+from .training.recipe import Recipe
 from .training.thresholds import Thresholds
 
 
 def describe_bundle(
     dataset: Dataset,
-    config: TrainingConfig,
+    recipe: Recipe,
     places: Places,
     network: ExplainedNetwork,
     thresholds: Thresholds,
@@ -52,10 +52,10 @@ def describe_bundle(
         decision_threshold=thresholds.decision_threshold,
         mask_threshold=thresholds.mask_threshold,
         evidence_margin=thresholds.evidence_margin,
-        fill=config.served_fill,
-        preprocessing=config.preprocessing.to_manifest(),
+        fill=recipe.served_fill,
+        preprocessing=recipe.preprocessing.to_manifest(),
         training=Training(
-            recipe=json.loads(json.dumps(config.to_manifest())),  # as it is read back
+            recipe=recipe.to_manifest(),
             target_model_file=file_digest(places.target_model),
             initial_weights_file=file_digest(places.initial_weights),
             parent=trained_by(places),

@@ -1,83 +1,144 @@
 """The options of nemt-train, with their help."""
 
 import argparse
+import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from textwrap import fill
-from typing import Any
 
 from .data.examples import default_cache
-from .training.recipe import NEM_U, PRESETS, TrainingConfig
+from .training.recipe_file import LEFT_OUT, PRESETS, RENAMED
 
 DESCRIPTION = """\
-Trains a target model for one label and an explanation module on its features, and writes a bundle
-that `nemt-dicom serve --bundle DIR` and `nemt-dicom explain --bundle DIR` use. Research only.
+Trains a classifier for one label, and an explanation module that draws which part of an image its
+answer depends on. Research only.
+
+goes in     folders of labelled images (--data) and the label to explain (--target)
+comes out   a bundle in --out: the two networks with their thresholds and figures, in one folder
+            that `nemt-dicom serve --bundle DIR` and `nemt-dicom explain --bundle DIR` use
+how long    `--dry-run` measures it. A few hundred images take about 20 minutes on two CPU cores,
+            the paper's recipe on all of RSNA hours on a GPU
+then        read DIR/MODEL_CARD.md; `nemt-eval --bundle DIR --data ...` asks whether the masks are
+            right
 
 Data folders are recognised by the files they hold; give --data once for each:
   RSNA 2018         stage_2_train_images/*.dcm, stage_2_train_labels.csv; patients and splits from
                     splits.csv (patientId, nih_patient_id, split) or from the set's mapping file
   NIH ChestX-ray14  images/*.png, Data_Entry_2017_v2020.csv; any of its 14 labels is a target
   HAM10000          images/*.jpg, masks/, HAM10000_metadata.csv; any of its 7 classes is a target
-  plain CSV         labels.csv (path, label, patient_id; split and kind where wanted)
-Splits are by patient: the table's own column `split`, else a stable hash. 15 % of the training
-patients are validation, which every choice is made on; the test split is used for the final figures
-only. Boxes and lesion masks never take part in training."""
+  plain CSV         labels.csv (path, label, patient_id; split and kind if you have them)
+Splits are by patient: the table's column `split`, else a stable hash. 15 % of the training patients
+are validation, which every choice is made on; the test split is for the final figures only. Boxes
+and lesion masks never take part in training."""
 EPILOG = """\
 examples:
   cd rsna && nemt-train --target pneumonia
+  nemt-train --target pneumonia --data nih-mini --data rsna-mini --dry-run
   nemt-train --target pneumonia --data nih-mini --data rsna-mini
   nemt-train --target melanoma --data ham10000-mini --out runs/melanoma
-  nemt-train --target pneumonia --data rsna --preset paper --initial-weights resnet50.safetensors \\
+  nemt-train --target pneumonia --data rsna --recipe paper --initial-weights resnet50.safetensors \\
              --out runs/paper
-  nemt-train --target effusion --data nih --target-model mine.safetensors --backbone resnet50 \\
-             --output 4 --out runs/mine
-  nemt-train --target pneumonia --data rsna-mini --objective nem-u --out runs/representation
-  nemt-train --target pneumonia --data rsna-mini --ablation --mask-epochs 3 --out runs/ablation
+  nemt-train --target effusion --data nih --target-model mine.safetensors --output 4 \\
+             --set target_model.backbone=resnet50 --out runs/mine
+  nemt-train --target pneumonia --data rsna-mini --recipe nem-u --out runs/representation
+  nemt-train --target pneumonia --data rsna-mini --ablation --set explanation_module.epochs=3 \\
+             --out runs/ablation
   torchrun --nproc-per-node 4 -m trainer.cli --device cuda --target pneumonia --data rsna --out DIR
 
---out gets the bundle's five files, and a folder `run`: config.json, metrics.csv, curves.png, a
-panel of masks each epoch, comparison.png. A run that was stopped goes on with the same command
-and --resume, to the same bits.
+A recipe of your own: write one, change it, train by it.
+  nemt-train --print-recipe > mine.toml
+  nemt-train --recipe mine.toml --target pneumonia --data rsna-mini --out runs/mine
+
+--out gets the bundle's five files, and a folder `run`: recipe.toml (the recipe in force), train.log
+(what happened when, readable while it runs), metrics.csv, curves.png, a panel of masks each epoch,
+comparison.png. A run that was stopped goes on with the same command and --resume, to the same bits.
 exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted"""
+
+KEPT = {"target", "device", "threads", "seed"}
+"""Names of former recipes that are options still."""
+
+SWITCHES = {
+    "--random-init": "--set target_model.pretrained=false",
+    "--no-occlusion": "--set target_model.occlusion=false",
+    "--no-mirror": "--set augmentation.mirror=false",
+    "--unbalanced": "--set explanation_module.balanced=false",
+    "--unscaled": "--set explanation_module.scaled=false",
+    "--any-change": "--set explanation_module.fall_only=false",
+    "--no-follow": "--set explanation_module.follows=false",
+    "--bfloat16": "--set run.bfloat16=true",
+    "--no-bfloat16": "--set run.bfloat16=false",
+}
+"""Options without a value that were left out in 0.8.0, and what does the same."""
+
+GONE = {
+    "--no-augment": "every run augments its images",
+    "--compile": "nothing is compiled",
+    **{
+        f"--{name.replace('_', '-')}": f"every run has {name} = {value}"
+        for name, value in LEFT_OUT.items()
+        if name != "augment"
+    },
+}
+"""Options that were left out in 0.8.0 with what they did, and how it is now."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers the name of an option that there was with what it is called now."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        for flag, value in _with_values(sys.argv[1:] if args is None else args):
+            if new := new_spelling(flag, value):
+                self.error(new)
+        return super().parse_known_args(args, namespace)
+
+
+def _with_values(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Each option with what follows it: "--name=value" or "--name value"; "" if nothing does."""
+    found = []
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            found.append((flag, value if equals else "" if after.startswith("--") else after))
+    return found
+
+
+def new_spelling(flag: str, value: str = "") -> str:
+    """What to write instead of an option that there was before 0.8.0; "" for any other."""
+    name = flag.removeprefix("--").replace("-", "_")
+    if flag == "--preset":
+        return f"--preset is now --recipe {value or 'NAME'}"
+    if (flag, value) == ("--objective", "nem-u"):
+        return "--objective nem-u is now --recipe nem-u, or --recipe paper-nem-u"
+    if flag in SWITCHES:
+        return f"{flag} is now {SWITCHES[flag]}"
+    if flag in GONE:
+        return f"{flag} was left out: {GONE[flag]}"
+    if name in RENAMED and name not in KEPT:
+        if name == "auxiliary" and value:
+            value = f"""'["{'", "'.join(part.strip() for part in value.split(","))}"]'"""
+        return f"{flag} is now --set {RENAMED[name]}={value or 'VALUE'}"
+    return ""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line. What is not given comes from the preset, so no option has a default."""
-    parser = argparse.ArgumentParser(
+    """The command line. No option has a default: what is not named, the recipe says."""
+    parser = _Parser(
         prog="nemt-train",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
-    _data_options(parser)
-    _target_model_options(parser)
-    _mask_options(parser)
-    _run_options(parser)
+    _data_options(parser.add_argument_group("data"))
+    _recipe_options(parser.add_argument_group("recipe: how it is trained"))
+    _target_model_options(parser.add_argument_group("a target model that exists"))
+    _run_options(parser.add_argument_group("run"))
     return parser
 
 
-def _option(group: Any, flag: str, name: str, text: str, choices: Sequence[str] = ()) -> None:
-    """An option for a field of the recipe; the help names its default."""
-    default = next(field.default for field in fields(TrainingConfig) if field.name == name)
-    kind = float if default is None else type(default)
-    shape: dict[str, Any] = (
-        {"choices": choices}
-        if choices
-        else {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "NAME")}
-    )
-    group.add_argument(flag, dest=name, help=f"{text} (default: {default})", **shape)
-
-
-def _switch(group: Any, flag: str, name: str, value: bool, text: str) -> None:
-    group.add_argument(flag, dest=name, action="store_true" if value else "store_false", help=text)
-
-
-def _data_options(parser: argparse.ArgumentParser) -> None:
-    data = parser.add_argument_group("data")
-    data.add_argument("--target", required=True, help="label to explain, such as pneumonia")
-    data.add_argument(
+def _data_options(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--target", metavar="LABEL", help="label to explain, such as pneumonia")
+    group.add_argument(
         "--data",
         dest="folders",
         action="append",
@@ -85,186 +146,86 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a data folder, or a labels.csv (default: the current folder)",
     )
-    data.add_argument(
+    group.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="new folder for the bundle (default: runs/TARGET)",
+        help="new folder for the bundle (default: runs/LABEL)",
     )
-    data.add_argument(
+    group.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
-        help=f"preprocessed images, for every run (default: {default_cache()})",
+        help=f"where decoded images are kept for every run (default: {default_cache()})",
     )
-    _switch(data, "--skip-bad", "skip_bad", True, "leave missing and unreadable images out")
+    group.add_argument(
+        "--skip-bad", action="store_true", help="leave out images that are missing or unreadable"
+    )
 
 
-def _target_model_options(parser: argparse.ArgumentParser) -> None:
-    target = parser.add_argument_group("target model")
-    target.add_argument(
-        "--preset",
-        choices=tuple(PRESETS),
-        default="default",
-        help="default: what measured best; paper: ResNet-50 and the paper's settings",
+def _recipe_options(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--recipe",
+        metavar="NAME|FILE",
+        help=f"one of {', '.join(PRESETS)}, or a TOML file (default: default, what measured best; "
+        "paper: ResNet-50 and the paper's settings; nem-u: explains a representation)",
     )
-    _option(target, "--backbone", "backbone", "timm model")
-    _switch(
-        target, "--random-init", "pretrained", False, "start from random weights, not ImageNet's"
+    group.add_argument(
+        "--set",
+        dest="assignments",
+        action="append",
+        metavar="NAME=VALUE",
+        help="change one value of the recipe, such as target_model.epochs=3; can be repeated",
     )
-    target.add_argument(
-        "--initial-weights",
-        type=Path,
-        metavar="FILE",
-        help="start from these weights of the backbone; the head starts anew",
+    group.add_argument(
+        "--print-recipe",
+        action="store_true",
+        help="print the recipe in force, each value with its meaning, and end",
     )
-    target.add_argument(
+
+
+def _target_model_options(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
         "--target-model",
         type=Path,
         metavar="FILE|BUNDLE",
-        help="explain this trained model: its state dict as safetensors or torch checkpoint, or a "
+        help="explain this trained model: its weights as safetensors or torch checkpoint, or a "
         "bundle's folder, whose target model gets another explanation module",
     )
-    _switch(
-        target,
+    group.add_argument(
         "--keep-module",
-        "keep_module",
-        True,
-        "keep the explanation module of that bundle, too: only what is served (--gamma, "
-        "--full-from), the thresholds and the figures are new",
+        action="store_true",
+        help="keep that bundle's explanation module, too: only thresholds, figures and [serving] "
+        "of the recipe are new",
     )
-    target.add_argument("--output", metavar="N|NAME", help="its output to explain (the target)")
-    target.add_argument("--output-names", metavar="A,B,...", help="names of its outputs, in order")
-    target.add_argument(
+    group.add_argument("--output", metavar="N|NAME", help="output of the file that is explained")
+    group.add_argument(
+        "--output-names", metavar="A,B,...", help="names of the file's outputs, in order"
+    )
+    group.add_argument(
         "--activation",
         choices=("sigmoid", "softmax"),
-        help="of its outputs; softmax where they exclude each other (default: sigmoid)",
+        help="of its outputs; softmax if they exclude each other (default: sigmoid)",
     )
-    _option(target, "--size", "size", "side of the model's input in pixels")
-    _option(target, "--classifier-epochs", "classifier_epochs", "epochs at most")
-    _option(
-        target, "--classifier-optimiser", "classifier_optimiser", "optimiser", ("adamw", "prodigy")
-    )
-    _option(target, "--classifier-lr", "classifier_lr", "largest step size")
-    _option(target, "--frozen-stages", "frozen_stages", "keep their weights, unless random")
-    _option(target, "--label-smoothing", "label_smoothing", "0 to below 0.5")
-    target.add_argument(
-        "--auxiliary",
-        metavar="A,B,...",
-        help="further labels it learns where the data know them (default: all)",
-    )
-    _option(target, "--mined-weight", "mined_weight", "of NIH's positives beside RSNA's labels")
-    _option(
-        target,
-        "--teachers",
-        "teachers",
-        "target models trained first, whose mean answer the one that is kept learns",
-    )
-    _switch(target, "--no-augment", "augment", False, "images are not turned, moved or scaled")
-    _switch(target, "--no-mirror", "mirror", False, "left and right are not exchanged")
-    _option(target, "--noise", "noise", "largest standard deviation of the noise that is added")
-    _switch(target, "--no-occlusion", "occlusion", False, "no random occlusions")
-
-
-def _mask_options(parser: argparse.ArgumentParser) -> None:
-    own = ", ".join(f"{name} {value}" for name, value in NEM_U["default"].items())
-    mask = parser.add_argument_group(
-        "explanation module", fill(f"nem-u has defaults of its own: {own}", 76)
-    )
-    _option(
-        mask,
-        "--objective",
-        "objective",
-        "nemt: the target; nemt-predicted: the largest output; nem-u: the representation; "
-        "literal: equation (2) as printed",
-        ("nemt", "nemt-predicted", "nem-u", "literal"),
-    )
-    _option(mask, "--mask-epochs", "mask_epochs", "epochs at most")
-    _switch(
-        mask,
-        "--unbalanced",
-        "mask_balanced",
-        False,
-        "every example once an epoch, not images with p above a half for half of each batch",
-    )
-    _option(
-        mask,
-        "--keep",
-        "keep",
-        "the epoch whose masks are most faithful on validation, the last one, or the one with the "
-        "least validation loss",
-        ("faithful", "last", "loss"),
-    )
-    _option(mask, "--area-weight", "area_weight", "λ₁, the price of a mask's area")
-    _option(mask, "--area-warmup", "area_warmup", "share of the steps over which λ₁ rises from 0")
-    _option(mask, "--neighbourhood", "neighbourhood", "side of the smoothing window; 1: none")
-    _option(mask, "--decoder", "decoder", "unet is the paper's", ("light", "unet"))
-    _option(mask, "--decoder-width", "decoder_width", "channels of the light decoder")
-    _option(mask, "--decoder-norm", "decoder_norm", "normalisation", ("batch", "group"))
-    _option(
-        mask,
-        "--fill",
-        "fill",
-        "what takes the place of removed pixels",
-        ("black", "mean", "blur", "mixed"),
-    )
-    _option(
-        mask,
-        "--response",
-        "response",
-        "what has to fall; the paper: logit, its code: probability",
-        ("evidence", "probability", "logit"),
-    )
-    _switch(mask, "--unscaled", "scaled", False, "do not divide the response by its mean")
-    _switch(
-        mask,
-        "--no-follow",
-        "follows",
-        False,
-        "the mask is neither told the log odds nor weighed by the local probability",
-    )
-    _option(
-        mask,
-        "--full-from",
-        "full_from",
-        "log odds whose shape a served mask has, and from which on it is at its full height",
-    )
-    _option(mask, "--gamma", "gamma", "power of the mask that is served; 1: as it is trained")
-    _option(mask, "--exponent", "exponent", "of the fall; the paper: 2")
-    _option(mask, "--preservation", "preservation", "weight of: the evidence alone keeps p")
-    _option(
-        mask, "--agreement", "agreement", "weight of: the mask follows what single squares matter"
-    )
-    _option(mask, "--binary-weight", "binary_weight", "λ₂ of nem-u: masks near 0 or 1")
-    _switch(
-        mask, "--any-change", "fall_only", False, "reward a rise of p like a fall, as the paper"
-    )
-    _option(
-        mask,
-        "--sensitivity",
-        "sensitivity",
-        "on validation, for the decision threshold; without it Youden's J",
-    )
-
-
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("run")
-    _switch(group, "--dry-run", "dry_run", True, "show data, size, memory and time; train nothing")
-    _switch(
-        group, "--ablation", "ablation", True, "the paper's ablation on one target model: a table"
-    )
-    _switch(group, "--resume", "resume", True, "go on with a run that was stopped")
-    _option(group, "--batch", "batch", "images a step, of all processes together")
-    _option(group, "--accumulate", "accumulate", "parts a batch is computed in, to save memory")
-    _option(
-        group, "--seed", "seed", "the same seed, threads, processor and libraries: the same bundle"
-    )
-    _option(group, "--threads", "threads", "CPU threads")
-    _option(group, "--device", "device", "processor", ("cpu", "cuda"))
     group.add_argument(
-        "--bfloat16",
-        action=argparse.BooleanOptionalAction,
-        help="train in mixed precision (default: where the processor has instructions for it)",
+        "--initial-weights",
+        type=Path,
+        metavar="FILE",
+        help="train from these weights of the backbone; the head starts anew",
     )
-    _switch(group, "--compile", "compile", True, "torch.compile: slow start, faster steps on a GPU")
-    _switch(group, "--tensorboard", "tensorboard", True, "write events for TensorBoard")
+
+
+def _run_options(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--dry-run", action="store_true", help="show data, size, memory and time; train nothing"
+    )
+    group.add_argument(
+        "--ablation", action="store_true", help="the paper's ablation on one target model: a table"
+    )
+    group.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    group.add_argument(
+        "--seed", type=int, metavar="N", help="of everything random: the same seed, the same bundle"
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    group.add_argument("--device", choices=("cpu", "cuda"), help="processor (default: cpu)")
+    group.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard")

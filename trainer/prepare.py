@@ -13,22 +13,30 @@ import torch
 
 from nemt_dicom import __version__
 from nemt_dicom.errors import TrainingError
+from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.network import ExplainedNetwork
 
 from .data.cases import Dataset, find_cases, fingerprint, require_both_labels
 from .data.examples import Examples, load_examples, require_apart
 from .data.ground_truth import require_ground_truth
+from .files import write_whole
 from .progress import Progress
 from .provenance import file_digest, libraries, training_of
 from .seen_patients import require_unseen
 from .training.distributed import Team
-from .training.recipe import Places, TrainingConfig
+from .training.places import Places
+from .training.recipe import Recipe
 from .training.target_model import build_network
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prepared:
-    """What a run starts from: the data, as tables and as examples, and the untrained network."""
+    """What a run starts from.
+
+    dataset: the tables, without the images that could not be read.
+    train, validation: the examples of these splits.
+    network: untrained.
+    """
 
     dataset: Dataset
     train: Examples
@@ -36,26 +44,18 @@ class Prepared:
     network: ExplainedNetwork
 
 
-def prepare(config: TrainingConfig, places: Places, team: Team, progress: Progress) -> Prepared:
+def prepare(recipe: Recipe, places: Places, team: Team, progress: Progress) -> Prepared:
     """Reads the tables, then every image into the cache, and builds the network.
 
-    What is wrong with any ground truth is found here, not when training is over.
+    Raises `DataError` and `TrainingError`; an error in any ground truth is told here, not when
+    training is over.
     """
-    dataset = find_cases(
-        places.folders,
-        target=config.target,
-        validation_share=config.validation_share,
-        auxiliary=config.auxiliary,
-        skip_bad=places.skip_bad,
-    )
+    dataset = read_tables(recipe, places)
     for note in dataset.notes:
         progress.note(note)
-    network = build_network(config, places, dataset)
-    if places.compile:
-        network.compile()
-        network.target_model.compile()
+    network = build_network(recipe, places, dataset)
     train, validation, test = (
-        load_split(dataset, split, config, places, progress)
+        load_split(dataset, split, recipe, places, progress)
         for split in ("train", "validation", "test")
     )
     require_apart(train, validation, test)
@@ -66,27 +66,46 @@ def prepare(config: TrainingConfig, places: Places, team: Team, progress: Progre
     dataset = replace(dataset, cases=tuple(read))  # without what could not be read
     require_both_labels(dataset.cases, dataset.target)
     if places.bundle:
-        require_unseen(places.bundle, test.cases)
-    if places.bundle and training_of(places.bundle)[1].fingerprint != fingerprint(read):
-        doubt = (
-            f"{places.bundle.manifest.name} {places.bundle.manifest.version} was trained on other "
-            "data than these: its target model may have learnt images that here are validation or "
-            "test"
-        )
-        progress.note(doubt)
-        dataset = replace(dataset, notes=(*dataset.notes, doubt))
+        dataset = _with_doubts(dataset, places.bundle, progress)
     return Prepared(dataset=dataset, train=train, validation=validation, network=network)
 
 
+def read_tables(recipe: Recipe, places: Places) -> Dataset:
+    """The cases of all data folders. No image is read. Raises `DataError`."""
+    return find_cases(
+        places.folders,
+        target=recipe.data.target,
+        validation_share=recipe.data.validation_share,
+        auxiliary=recipe.target_model.auxiliary,
+        skip_bad=places.skip_bad,
+    )
+
+
+def _with_doubts(dataset: Dataset, bundle: Bundle, progress: Progress) -> Dataset:
+    """The data set with a note if the bundle that is reused was trained on another one.
+
+    Raises `DataError` if the bundle has seen patients of the test split.
+    """
+    require_unseen(bundle, [case for case in dataset.cases if case.split == "test"])
+    if training_of(bundle)[1].fingerprint == fingerprint(dataset.cases):
+        return dataset
+    doubt = (
+        f"{bundle.manifest.name} {bundle.manifest.version} was trained on other data than these: "
+        "its target model may have learnt images that here are validation or test"
+    )
+    progress.note(doubt)
+    return replace(dataset, notes=(*dataset.notes, doubt))
+
+
 def load_split(
-    dataset: Dataset, split: str, config: TrainingConfig, places: Places, progress: Progress
+    dataset: Dataset, split: str, recipe: Recipe, places: Places, progress: Progress
 ) -> Examples:
     """The examples of one split, through the cache."""
     cases = [case for case in dataset.cases if case.split == split]
     progress.stage(f"reading, {split}", len(cases))
     examples = load_examples(
         cases,
-        config.preprocessing,
+        recipe.preprocessing,
         cache=places.cache,
         done=progress.step,
         skip_bad=places.skip_bad,
@@ -99,26 +118,41 @@ def load_split(
     return examples
 
 
-def frozen_stages(config: TrainingConfig, places: Places) -> int:
-    """How many stages of the backbone keep their weights: none of random ones."""
-    return config.frozen_stages if config.pretrained or places.initial_weights else 0
+def frozen_stages(recipe: Recipe, places: Places) -> int:
+    """Number of backbone stages that keep their weights: none if these are random."""
+    settings = recipe.target_model
+    return settings.frozen_stages if settings.pretrained or places.initial_weights else 0
 
 
-def make_repeatable(config: TrainingConfig) -> None:
+def make_repeatable(recipe: Recipe) -> None:
     """The same seed, threads and libraries give the same bits, on one kind of device.
 
     Memory that is about to be written is not filled first, which finds only errors of PyTorch's
     own and takes a fifth of a step.
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(recipe.run.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if config.device == "cpu":
-        torch.set_num_threads(config.threads)
+    if recipe.run.device == "cpu":
+        torch.set_num_threads(recipe.run.threads)
 
 
-def begun_with(prepared: Prepared, places: Places, *, processes: int) -> dict[str, Any]:
-    """What beside the recipe decides a run's result."""
+def account_of_start(
+    recipe: Recipe, prepared: Prepared, places: Places, *, processes: int
+) -> dict[str, Any]:
+    """`config.json` of a run: its recipe, and what else decides its result."""
+    return {
+        "recipe": recipe.to_manifest(),
+        "begun_with": _begun_with(prepared, places, processes=processes),
+    }
+
+
+def write_account(path: Path, account: dict[str, Any]) -> None:
+    """Writes `config.json`. Raises `OSError`."""
+    write_whole(path, (json.dumps(account, indent=2) + "\n").encode())
+
+
+def _begun_with(prepared: Prepared, places: Places, *, processes: int) -> dict[str, Any]:
     return {
         "processes": processes,
         "training images": fingerprint(prepared.train.cases),
@@ -133,38 +167,47 @@ def begun_with(prepared: Prepared, places: Places, *, processes: int) -> dict[st
 
 
 def require_same(begun: dict[str, Any], path: Path, progress: Progress) -> None:
-    """Raises `TrainingError` where `path` says that what goes on was begun as another run.
+    """Raises `TrainingError` if `path` says that what goes on was begun as another run.
 
-    Notes where other software began it, which may give other bits.
+    Notes if other software began it, which may give other bits. begun: see `account_of_start`.
     """
     recorded = json.loads(path.read_text("utf-8"))
+    if "recipe" not in recorded:
+        raise TrainingError(
+            f"{path.parent} was begun by a release before 0.8.0, whose recipes had other names: "
+            "choose a new folder"
+        )
     now = json.loads(json.dumps(begun))  # as it is written
     changed = [
+        f"{section}.{name}"
+        for section, table in now["recipe"].items()
+        for name, value in table.items()
+        if value != recorded["recipe"].get(section, {}).get(name)
+    ]
+    changed += [
         name
-        for ours, theirs in (
-            (now, recorded),
-            (now["begun_with"], recorded.get("begun_with", {})),
-        )
-        for name in ours
-        if name not in {"begun_with", "software"} and ours[name] != theirs.get(name)
+        for name, value in now["begun_with"].items()
+        if name != "software" and value != recorded["begun_with"].get(name)
     ]
     if changed:
         raise TrainingError(
             f"{path.parent} was begun with other settings ({', '.join(changed)}); resume with the "
             "same, or choose a new folder"
         )
-    theirs = recorded["begun_with"].get("software", {})
-    other = [
-        f"{name} {theirs.get(name, 'unknown')}"
+    former = recorded["begun_with"].get("software", {})
+    differing = [
+        f"{name} {former.get(name, 'unknown')}"
         for name, release in now["begun_with"]["software"].items()
-        if theirs.get(name) != release
+        if former.get(name) != release
     ]
-    if other:
-        progress.note(f"begun with {', '.join(other)}: other bits than of a run that never stopped")
+    if differing:
+        progress.note(
+            f"begun with {', '.join(differing)}: other bits than of a run that never stopped"
+        )
 
 
 def require_writable(out: Path) -> None:
-    """Raises `TrainingError` where `out` is not a folder that can be made; leaves nothing there."""
+    """Raises `TrainingError` if `out` is not a folder that can be made; leaves nothing there."""
     try:
         with TemporaryDirectory(dir=next(p for p in (out, *out.parents) if p.exists())):
             pass

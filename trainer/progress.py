@@ -1,5 +1,8 @@
-"""How a long run reports: the loop calls, the command line draws."""
+"""How a long run reports: the loop calls, the command line draws, a log file keeps."""
 
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
@@ -41,6 +44,51 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Nothing."""
+
+
+class Logged:
+    """Tells another `Progress` everything, and keeps stages, notes and lines with their time.
+
+    The file can be read while the run goes on. If it cannot be written it is left as it is: an
+    error that matters is met by the files that have to be there.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._path: Path | None = None
+        self._waiting: list[str] = []
+
+    def write_to(self, path: Path) -> None:
+        """Appends to this file from now on, first the lines so far."""
+        self._path = path
+        self._write()
+
+    def stage(self, name: str, total: int) -> None:
+        """A line, and the stage of the other."""
+        self.line(f"{name}: {total} steps")
+        self._progress.stage(name, total)
+
+    def step(self, text: str = "", *, done: int = 1) -> None:
+        """A step of the other, and no line."""
+        self._progress.step(text, done=done)
+
+    def note(self, text: str) -> None:
+        """A line, and the note of the other."""
+        self.line(text)
+        self._progress.note(text)
+
+    def line(self, text: str) -> None:
+        """A line of the file alone."""
+        now = datetime.now().astimezone().isoformat(" ", "seconds")
+        self._waiting.append(f"{now}  {text}\n")
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
+            file.writelines(self._waiting)
+        self._waiting.clear()
 
 
 class _Rate(ProgressColumn):

@@ -4,11 +4,9 @@ labelled images -> target model -> explanation module -> thresholds -> bundle ->
 bundle as it is served -> the same bundle with its figures and its model card.
 """
 
-import json
 import os
 import time
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,117 +19,141 @@ from nemt_dicom.model.network import ExplainedNetwork
 
 from .data.examples import Examples
 from .evaluation.evaluate import evaluate
+from .files import write_whole
 from .inference import soft_masks
 from .manifest import describe_bundle, records
 from .prepare import (
     Prepared,
-    begun_with,
+    account_of_start,
     frozen_stages,
     make_repeatable,
     prepare,
     require_same,
     require_writable,
+    write_account,
 )
-from .progress import Progress
+from .progress import Logged, Progress
 from .provenance import code_state, device_name
-from .report import training_curves as report
-from .report.charts import draw_bars, draw_masks
+from .record import draw_panel, recorder
+from .report.charts import draw_bars
 from .report.model_card import model_card
 from .report.publish import evaluation_of, publish
 from .training.checkpoint import CheckpointFile, Epoch, writing
 from .training.classifier import ClassifierStage
 from .training.distributed import Team
 from .training.explanation_stage import ExplanationStage
-from .training.loop import Run, fit
-from .training.recipe import Places, TrainingConfig
+from .training.loop import SAVE_EVERY, Run, fit
+from .training.places import Places
+from .training.recipe import Recipe
+from .training.recipe_file import written
 from .training.teachers import forget_teachers, train_teachers
-from .training.thresholds import FIXED, Thresholds, choose_thresholds
+from .training.thresholds import FIXED, choose_thresholds
 
 LARGEST_CHANGE = 0.005
 """How far float16 weights may move the answer for a validation image."""
 
-SHOWN = 12
-"""Validation images a label in the panel of masks."""
+CHECKPOINT = "checkpoint.pt"
+"""File of the folder `run` that a stopped run goes on from."""
+
+BEGUN = {"config.json", "recipe.toml", "train.log"}
+"""Files of the folder `run` that are written before there is anything to go on from."""
 
 
-def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | None:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """What training leaves.
+
+    prepared: the data, and the network with its trained weights.
+    epochs: the figures of every epoch.
+    team: the processes that trained.
+    """
+
+    prepared: Prepared
+    epochs: list[Epoch]
+    team: Team
+
+
+def run(recipe: Recipe, places: Places, progress: Progress) -> Bundle | None:
     """Trains a bundle, writes it to `places.out` and its record to `places.out`/run.
 
     Returns None in every process but the first. Raises `DataError` and `TrainingError`; nothing is
     trained before all data have been read.
     """
     started, code = time.monotonic(), code_state()
-    folder = places.out / "run"
-    checkpoints = CheckpointFile(folder / "checkpoint.pt")
-    _require_place(places, checkpoints)
-    make_repeatable(config)
-    team = Team.join(config.device)
-    try:
-        if config.batch < 2 * team.size:
-            raise TrainingError(
-                f"a batch of {config.batch} cannot be shared by {team.size} processes, which take "
-                f"an image of either kind each: at least {2 * team.size} by --batch"
-            )
-        prepared = prepare(config, places, team, progress)
-        begun = config.to_manifest() | {
-            "begun_with": begun_with(prepared, places, processes=team.size)
-        }
-        if places.resume:
-            require_same(begun, folder / "config.json", progress)
-        team.wait()
-        if team.first:
-            folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(begun, indent=2)
-            (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-        stages = Run(
-            config=config,
-            network=prepared.network,
-            team=team,
-            checkpoints=checkpoints,
-            progress=progress,
-            record=_recorder(prepared, folder, tensorboard=places.tensorboard),
-            epochs=[],
-            goes_on=places.resume and checkpoints.path.is_file(),
-        )
-        train_network(prepared, config, places, stages)
-    finally:
-        team.leave()
-    if not team.first:
+    folder, log = places.out / "run", Logged(progress)
+    trained = train(recipe, places, log)
+    if not trained.team.first:
         return None
     facts = {
         "minutes": round((time.monotonic() - started) / 60, 1),
-        "device": device_name(config.device, config.threads),
-        "processes": team.size,
+        "device": device_name(recipe.run.device, recipe.run.threads),
+        "processes": trained.team.size,
         "resumed": places.resume,
         "code": code,
-        "epochs": records(stages.epochs),
+        "epochs": records(trained.epochs),
     }
-    bundle = finish(prepared, config, places, facts, progress)
-    checkpoints.path.unlink(missing_ok=True)  # the bundle is whole: nothing is left to resume
+    bundle = finish(trained.prepared, recipe, places, facts, log)
+    (folder / CHECKPOINT).unlink(missing_ok=True)  # the bundle is whole: nothing is left to resume
     forget_teachers(folder)
+    log.line(f"bundle {bundle.digest[:12]} in {bundle.folder}")
     return bundle
 
 
-def train_network(prepared: Prepared, config: TrainingConfig, places: Places, stages: Run) -> None:
-    """All stages; the target model's only where it is not given and not a feature extractor.
+def train(
+    recipe: Recipe, places: Places, log: Logged, *, save_every: float = SAVE_EVERY
+) -> Trained:
+    """From data folders to a trained network, from the beginning or with `places.resume`.
 
-    Neither where a bundle's explanation module is kept.
+    log: told of all that happens. save_every: seconds between two checkpoints within an epoch.
+    Raises `DataError` and `TrainingError`.
+    """
+    folder = places.out / "run"
+    checkpoints = CheckpointFile(folder / CHECKPOINT)
+    _require_place(places, checkpoints)
+    make_repeatable(recipe)
+    team = Team.join(recipe.run.device)
+    try:
+        _require_shared_batch(recipe, team)
+        prepared = prepare(recipe, places, team, log)
+        _begin(recipe, prepared, places, team, log)
+        stages = Run(
+            recipe=recipe,
+            network=prepared.network,
+            team=team,
+            checkpoints=checkpoints,
+            progress=log,
+            record=recorder(prepared, folder, log, tensorboard=places.tensorboard),
+            epochs=[],
+            goes_on=places.resume and checkpoints.path.is_file(),
+            save_every=save_every,
+        )
+        train_network(prepared, recipe, places, stages)
+    finally:
+        team.leave()
+    return Trained(prepared=prepared, epochs=stages.epochs, team=team)
+
+
+def train_network(prepared: Prepared, recipe: Recipe, places: Places, stages: Run) -> None:
+    """All stages that a run needs.
+
+    The target model's are left out if it exists already or is a feature extractor, the explanation
+    module's if a bundle's is kept.
     """
     network, train, validation = prepared.network, prepared.train, prepared.validation
-    if config.objective != "nem-u" and places.target_model is None:
-        frozen, folder = frozen_stages(config, places), places.out / "run"
+    if recipe.explanation_module.objective != "nem-u" and places.target_model is None:
+        frozen, folder = frozen_stages(recipe, places), places.out / "run"
         teachers = train_teachers(train, validation, stages, folder, frozen_stages=frozen)
         stage = ClassifierStage(
-            network, train, validation, config, frozen_stages=frozen, teachers=teachers
+            network, train, validation, recipe, frozen_stages=frozen, teachers=teachers
         )
         fit(stage, train, stages)
     if not places.keep_module:
-        fit(ExplanationStage(network, train, validation, config), train, stages)
+        fit(ExplanationStage(network, train, validation, recipe), train, stages)
 
 
 def finish(
     prepared: Prepared,
-    config: TrainingConfig,
+    recipe: Recipe,
     places: Places,
     facts: dict[str, Any],
     progress: Progress,
@@ -144,20 +166,22 @@ def finish(
     half, change = round_to_half(network, validation)
     progress.note(f"float16 weights change the answer for a validation image by up to {change:.4f}")
     thresholds = (
-        choose_thresholds(network, validation, config, progress)
+        choose_thresholds(network, validation, recipe, progress)
         if network.architecture.explains == "target"
         else FIXED
     )
-    _draw_panel(out / "run" / "masks.png", network, validation, thresholds)
+    draw_panel(out / "run" / "masks.png", network, validation, thresholds)
     network.to("cpu")
     facts |= {
         "weights": "float16" if half else "float32",
         "half_precision_changes_answer": round(change, 6) if np.isfinite(change) else None,
     }
-    description = describe_bundle(prepared.dataset, config, places, network, thresholds, facts)
+    description = describe_bundle(prepared.dataset, recipe, places, network, thresholds, facts)
     with writing(out):
         draft = bundles.save(out, network, description, "# Draft, not yet evaluated\n", half=half)
-    found = evaluate(draft, prepared.dataset, places.cache, device=config.device, progress=progress)
+    found = evaluate(
+        draft, prepared.dataset, places.cache, device=recipe.run.device, progress=progress
+    )
     draw_bars(out / "run" / "comparison.png", found.summary)
     card = model_card(draft.manifest, found.summary)
     with writing(out):
@@ -169,7 +193,7 @@ def round_to_half(network: ExplainedNetwork, validation: Examples) -> tuple[bool
 
     Everything measured afterwards is measured on the weights that ship. Returns whether they were
     rounded, and by how much the answer for a validation image changes at most: p, or the cosine
-    similarity of an embedding. They are not where that is more than LARGEST_CHANGE.
+    similarity of an embedding. They are not rounded if that is more than LARGEST_CHANGE.
     """
     images = validation.images
     exact = {k: v.detach().clone() for k, v in network.state_dict().items()}
@@ -195,52 +219,45 @@ def _largest_change(before: Any, after: Any) -> float:
     return float((1 - (before * after).sum(axis=1) / np.maximum(norms, 1e-12)).max())
 
 
+def _require_shared_batch(recipe: Recipe, team: Team) -> None:
+    """Raises `TrainingError` if a batch has too few images for the processes."""
+    batch = recipe.run.batch
+    if batch < 2 * team.size:
+        raise TrainingError(
+            f"a batch of {batch} cannot be shared by {team.size} processes, which take an image of "
+            f"either kind each: set run.batch to at least {2 * team.size}"
+        )
+
+
 def _require_place(places: Places, checkpoints: CheckpointFile) -> None:
+    """Raises `TrainingError` if `places.out` cannot take the run, or has none to go on with."""
     out = places.out
     if os.environ.get("RANK", "0") != "0":
         return  # the first process looks, and ends all; another would meet what it tries
     require_writable(out)
-    held = {path for path in out.rglob("*") if path.is_file()} if out.exists() else set()
-    begun = out / "run" / "config.json"
+    present = {path for path in out.rglob("*") if path.is_file()} if out.exists() else set()
+    kept = present - {out / "run" / name for name in BEGUN}
     if not places.resume:
-        if held - {begun}:  # a run that was stopped before it had anything to keep is begun anew
+        if kept:  # a run that was stopped before it had anything to keep is begun anew
             hint = "; go on with --resume" if checkpoints.path.is_file() else ""
             raise TrainingError(f"{out} is not empty; choose a new folder{hint}")
-    elif not checkpoints.path.is_file() and held != {begun}:
+    elif not checkpoints.path.is_file() and (kept or not present):
         raise TrainingError(f"{out} has no checkpoint to resume from; leave --resume out")
 
 
-def _recorder(
-    prepared: Prepared, folder: Path, *, tensorboard: bool
-) -> Callable[[list[Epoch]], None]:
-    """What is written after each epoch: figures, curves, a panel of masks, TensorBoard's events."""
-    writer = report.tensorboard_writer(folder / "tensorboard") if tensorboard else None
-
-    def record(epochs: list[Epoch]) -> None:
-        newest = epochs[-1]
-        with writing(folder):
-            report.write_metrics(folder / "metrics.csv", epochs)
-            report.draw_curves(folder / "curves.png", epochs)
-            if newest.part == ExplanationStage.name:
-                path = folder / f"masks-{newest.number:03d}.png"
-                _draw_panel(path, prepared.network, prepared.validation, FIXED)
-        if writer is not None:
-            for name, value in newest.figures.items():
-                writer.add_scalar(f"{newest.part}/{name}", value, newest.number)
-            writer.flush()
-
-    return record
-
-
-def _draw_panel(
-    path: Path, network: ExplainedNetwork, validation: Examples, thresholds: Thresholds
-) -> None:
-    rows = np.concatenate([np.flatnonzero(validation.labels == label)[:SHOWN] for label in (1, 0)])
-    images = validation.take(rows)
-    answer, masks = soft_masks(network, images)
-    titles = [
-        f"{'positive' if validation.labels[row] > 0.5 else 'negative'}"
-        + ("" if answer.ndim > 1 else f", p = {p:.2f}")
-        for row, p in zip(rows, answer[:, 0] if answer.ndim > 1 else answer, strict=True)
-    ]
-    draw_masks(path, images, masks, titles, thresholds.mask_threshold)
+def _begin(recipe: Recipe, prepared: Prepared, places: Places, team: Team, log: Logged) -> None:
+    """Writes recipe, account and log of a run, after a look whether it is the one to go on with."""
+    folder = places.out / "run"
+    account = account_of_start(recipe, prepared, places, processes=team.size)
+    if places.resume:
+        require_same(account, folder / "config.json", log)
+    team.wait()
+    if not team.first:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        write_account(folder / "config.json", account)
+        title = "# The recipe of this run. The same again: nemt-train --recipe FILE --data ..."
+        text = f"{title}\n\n\n{written(recipe.model_dump())}"
+        write_whole(folder / "recipe.toml", text.encode())
+    log.write_to(folder / "train.log")

@@ -14,7 +14,7 @@ from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.manifest import SeenPatients
 
 from .data.cases import OF_NIH, Case
-from .training.recipe import Places
+from .training.places import Places
 
 DIGITS = 10
 """Of a hash: one evaluation of 10 000 patients in 3 700 takes one of them for one of 30 000."""

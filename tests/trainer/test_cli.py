@@ -1,262 +1,78 @@
-"""`nemt-train` from folders to a bundle that loads and explains, on a few synthetic images."""
+"""The command line of nemt-train: what it is told, and what it refuses before any work."""
 
-import csv
-import json
-import shutil
-import tomllib
 from collections.abc import Callable
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pydicom
 import pytest
 import torch
 
-from nemt_dicom.config import ExplanationSettings, InputSettings
 from nemt_dicom.errors import TrainingError
-from nemt_dicom.intake.radiograph import Radiograph
 from nemt_dicom.model.bundle import Bundle
-from nemt_dicom.model.explainer import Explainer
-from nemt_dicom.model.manifest import Parent
-from tests.conftest import ROOT, write_manifest
-from tests.trainer.synthetic_sets import write_csv_set, write_nih, write_rsna
+from tests.trainer.synthetic_sets import write_nih
+from tests.trainer.training_kit import quick
 from trainer import prepare
 from trainer.cli import main, read_arguments
-from trainer.manifest import trained_by
-from trainer.metrics import features_in_step
-from trainer.options import build_parser
-from trainer.provenance import training_of
-from trainer.report.model_card import model_card
-from trainer.report.publish import summary_of
 from trainer.training.precision import has_bfloat16
-from trainer.training.recipe import NEM_U, Places, TrainingConfig
+from trainer.training.recipe_file import preset
 
-QUICK = [
-    "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
-    "--classifier-epochs", "2", "--mask-epochs", "1", "--batch", "8", "--threads", "1",
-    "--teachers", "0",
-]  # fmt: skip
+DATA = ["--target", "pneumonia", "--data", "data", "--out", "out"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sets")
-    rsna, nih = write_rsna(folder / "rsna", count=32), write_nih(folder / "nih")
-    out = folder / "bundle"
-    data = ["--data", str(rsna), "--data", str(nih)]
-    assert main([*QUICK, *data, "--out", str(out)]) == 0
-    return out
+def test_only_the_target_has_to_be_named() -> None:
+    recipe, places, task = read_arguments(["--target", "Pleural_Thickening/../x"])
+    assert places.out == Path("runs", "pleural-thickening----x")
+    assert places.folders == (Path.cwd(),)
+    assert recipe.data.target == "Pleural_Thickening/../x"
+    assert task == "run"
 
 
-def test_the_bundle_loads_and_explains(trained: Path) -> None:
-    bundle = Bundle.load(trained)
-    explainer = Explainer(bundle, ExplanationSettings(device="cpu"))
-    path = next((trained.parent / "rsna" / "stage_2_train_images").glob("*.dcm"))
-    radiograph = Radiograph.from_dataset(pydicom.dcmread(path), InputSettings())
-    (explanation,) = explainer.explain([radiograph])
-    assert np.isfinite(explanation.mask).all()
-    assert bundle.manifest.source_kinds == ("dicom", "picture")
+def test_the_command_line_precedes_the_file_and_the_file_its_preset(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('preset = "paper"\n[run]\nbatch = 16\nseed = 5\n', encoding="utf-8")
+    recipe, _, _ = read_arguments([*DATA, "--recipe", str(path), "--set", "run.batch=8"])
+    assert (recipe.run.batch, recipe.run.seed) == (8, 5)
+    assert recipe.target_model == preset("paper").target_model
 
 
-def test_the_manifest_holds_recipe_data_and_figures(trained: Path) -> None:
-    manifest = json.loads((trained / "manifest.json").read_text("utf-8"))
-    assert manifest["training"]["recipe"]["classifier_epochs"] == 2
-    assert manifest["training"]["half_precision_changes_answer"] < 0.005
-    assert manifest["training"]["weights"] == "float16"
-    assert manifest["data"]["splits"]["RSNA test"] == {
-        "images": 16, "positives": 8, "patients": 16,
-    }  # fmt: skip
-    metrics = summary_of(Bundle.load(trained))
-    for figure in (metrics["auc"]["all"], metrics["mask_area"]["positives"]):
-        assert figure["lo"] <= figure["mean"] <= figure["hi"]
-    assert set(metrics["methods"]) == {
-        "nemt", "gradcam++", "integrated_gradients", "gradient_shap", "mean_of_boxes",
-        "centred_blob", "random", "shuffled_module",
-    }  # fmt: skip
-    assert metrics["methods"]["gradient_shap"]["library"].startswith("captum ")
-    for row in metrics["methods"].values():
-        for name in ("relevance_mass", "relevance_rank", "complexity", "sparseness", "seconds"):
-            assert row[name]["lo"] <= row[name]["mean"] <= row[name]["hi"]
-    assert metrics["methods"]["nemt"]["faithfulness"]["n"] == 8
-    assert "nemt_over" in metrics["methods"]["gradcam++"]
-    assert metrics["classifier"]["seconds"]["mean"] > 0
-    assert metrics["methods"]["random"]["relevance_mass"]["mean"] == pytest.approx(
-        metrics["truth_share"]["mean"], abs=0.02
-    )
-    assert sum(metrics["drawn"]["boxed_verdicts"].values()) == 8
-    assert Bundle.load(trained).evaluation is not None
+def test_options_are_short_for_values_of_the_recipe() -> None:
+    options = ["--seed", "7", "--threads", "3", "--device", "cuda"]
+    recipe, _, _ = read_arguments([*DATA, *options])
+    assert (recipe.run.seed, recipe.run.threads, recipe.run.device) == (7, 3, "cuda")
 
 
-def test_the_card_says_what_it_must_and_names_no_folder(trained: Path) -> None:
-    card = (trained / "MODEL_CARD.md").read_text("utf-8")
-    for text in (
-        "Not for clinical use",
-        "Wang et al.",
-        "Shih et al.",
-        "95 %",
-        "commit",
-        "bootstrap",
-        "| GradCAM++ |",
-        "own less others",
-        "faithfulness ↑",
-        "captum",
-    ):
-        assert text in card
-    for text in (card, (trained / "manifest.json").read_text("utf-8")):
-        assert str(trained.parent) not in text
+def test_a_recipe_that_names_its_target_needs_no_option(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[data]\ntarget = "edema"\n', encoding="utf-8")
+    recipe, places, _ = read_arguments(["--recipe", str(path), "--data", "data"])
+    assert (recipe.data.target, places.out) == ("edema", Path("runs", "edema"))
 
 
-def test_the_card_says_how_faithfulness_was_measured_at_this_size(trained: Path) -> None:
-    card = (trained / "MODEL_CARD.md").read_text("utf-8")
-    assert f"faithfulness: {features_in_step(64)} values of 64 x 64 a step" in card
+def test_a_recipe_that_is_printed_is_one_to_start_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--recipe", "paper", "--set", "run.batch=16", "--print-recipe"]) == 0
+    path = tmp_path / "mine.toml"
+    path.write_text(capsys.readouterr().out, encoding="utf-8")
+    recipe, _, _ = read_arguments([*DATA, "--recipe", str(path), "--set", "run.bfloat16=false"])
+    assert recipe == preset("paper", **{"run.batch": 16, "run.bfloat16": False})
 
 
 @pytest.mark.parametrize(
-    ("minutes", "words"),
-    [(0.2, "less than a minute"), (1.2, "1 minute"), (20.7, "21 minutes")],
+    ("option", "message"),
+    [
+        ("explanation_module.epoch=3", "did you mean explanation_module.epochs"),
+        ("run.batch=0", "run.batch = 0: should be greater than or equal to 1"),
+        ("serving.gamma=low", 'serving.gamma = "low": should be a valid number'),
+    ],
 )
-def test_the_card_says_how_long_it_took(trained: Path, minutes: float, words: str) -> None:
-    bundle = Bundle.load(trained)
-    training, _ = training_of(bundle)
-    changed = training.model_copy(update={"minutes": minutes})
-    manifest = bundle.manifest.model_copy(update={"training": changed})
-    assert f", in {words}." in model_card(manifest, summary_of(bundle))
-
-
-def test_the_run_folder(trained: Path) -> None:
-    with (trained / "run" / "metrics.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["part"] for row in rows} == {"classifier", "explanation module"}
-    for name in ("curves.png", "masks.png", "comparison.png"):
-        assert (trained / "run" / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_same_seed_gives_the_same_bundle(trained: Path) -> None:
-    folder = trained.parent
-    data = ["--data", str(folder / "rsna"), "--data", str(folder / "nih")]
-    again = folder / "again"
-    assert main([*QUICK, *data, "--out", str(again)]) == 0
-    name = "model.safetensors"
-    assert (again / name).read_bytes() == (trained / name).read_bytes()
-
-
-def test_a_bundles_target_model_gets_another_explanation_module(
-    trained: Path, tmp_path: Path
+def test_a_wrong_value_ends_with_one_line(
+    option: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sets, out = trained.parent, tmp_path / "again"
-    data = ["--data", str(sets / "rsna"), "--data", str(sets / "nih")]
-    mask = ["--mask-epochs", "2", "--batch", "8", "--threads", "1", "--seed", "2"]
-    given = ["--target", "pneumonia", "--target-model", str(trained), *mask]
-    assert main([*given, *data, "--out", str(out)]) == 0
-    one, other = Bundle.load(trained), Bundle.load(out)
-    before, after = one.network("cpu"), other.network("cpu")
-    for name, value in before.target_model.state_dict().items():
-        assert torch.equal(value, after.target_model.state_dict()[name]), name
-    assert other.architecture.outputs == one.architecture.outputs
-    assert other.preprocessing.size == 64
-    training, _ = training_of(other)
-    recipe = training.recipe
-    assert (recipe["backbone"], recipe["classifier_epochs"]) == ("test_efficientnet", 2)
-    assert recipe["mask_epochs"] == 2
-    assert training.parent is not None
-    assert training.parent.digest == one.model_digest
-    assert [epoch.number for epoch in training.parent.epochs] == [1, 2]
-    assert training.epochs[0].part == "explanation module"
-    card = (out / "MODEL_CARD.md").read_text("utf-8")
-    assert f"that of pneumonia {one.manifest.version} (`{one.model_digest[:12]}`)" in card
-    assert "Its target model was trained by" in card
-
-
-def test_a_bundle_is_served_otherwise_without_training(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sets, out = trained.parent, tmp_path / "otherwise"
-    data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--data", str(sets / "nih")]
-    given = ["--target-model", str(trained), "--keep-module", "--gamma", "1", "--threads", "1"]
-    assert main([*data, *given, "--out", str(out)]) == 0
-    one, other = Bundle.load(trained), Bundle.load(out)
-    before, after = (bundle.network("cpu").state_dict() for bundle in (one, other))
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert (one.architecture.gamma, other.architecture.gamma) == (0.5, 1.0)
-    ours, theirs = (training_of(bundle)[0] for bundle in (other, one))
-    assert ours.recipe == theirs.recipe | {"gamma": 1.0}
-    assert ours.parent is not None
-    assert ours.parent.epochs == theirs.epochs
-    card = (out / "MODEL_CARD.md").read_text("utf-8")
-    assert "as is the explanation module" in card
-    assert "Thresholds and figures made by" in card  # and not trained
-    capsys.readouterr()
-    assert main([*data, *given, "--dry-run", "--out", str(tmp_path / "none")]) == 0
-    assert "Nothing is trained." in capsys.readouterr().out
-    for options in (["--target", "edema"], ["--output", "abnormal"]):
-        nih = ["--target", "pneumonia", "--data", str(sets / "nih"), *given]
-        assert main([*nih, *options, "--out", str(tmp_path / "none")]) == 1
-        assert "explains 'pneumonia'" in capsys.readouterr().err
-    for options in (["--area-weight", "9"], ["--teachers", "5"], ["--mask-epochs", "30"]):
-        assert main([*data, *given, *options, "--out", str(tmp_path / "none")]) == 1
-        assert "change nothing here" in capsys.readouterr().err
-    assert main([*data, "--keep-module", "--out", str(tmp_path / "none")]) == 1
-    assert "name the bundle by --target-model" in capsys.readouterr().err
-
-
-def test_a_bundle_names_one_parent_and_the_files_of_the_first(
-    trained: Path, tmp_path: Path
-) -> None:
-    sets, taught, served = trained.parent, tmp_path / "taught", tmp_path / "served"
-    data = ["--data", str(sets / "rsna"), "--data", str(sets / "nih"), "--target", "pneumonia"]
-    short = ["--mask-epochs", "1", "--batch", "8", "--threads", "1", "--seed", "3"]
-    assert main([*data, *short, "--target-model", str(trained), "--out", str(taught)]) == 0
-    kept = ["--keep-module", "--gamma", "1", "--target-model", str(taught)]
-    assert main([*data, *kept, "--out", str(served)]) == 0
-    second, third = Bundle.load(taught), Bundle.load(served)
-    training, _ = training_of(third)
-    parent = training.parent
-    assert parent is not None
-    assert (parent.digest, parent.module_kept) == (second.model_digest, True)
-    assert parent.epochs == training_of(second)[0].epochs
-    assert training_of(second)[0].target_model_file  # the first bundle's weights
-    assert parent.target_model_file is None  # the first bundle's began with no file
-    card = (served / "MODEL_CARD.md").read_text("utf-8")
-    assert "Its explanation module was trained by" in card
-    assert "The test split trained nothing" in card
-    for name, value in (("data", "other"), ("data", None), ("target_model_file", "0" * 64)):
-        told = card_with_parent(third, parent.model_copy(update={name: value}))
-        assert "whether the given network had seen it is not known here" in " ".join(told.split())
-        assert "trained no explanation module" not in told  # it was kept
-
-    def origin(*, keep: bool) -> Any:
-        place = tmp_path / "none"
-        return trained_by(
-            Places(folders=(), out=place, cache=place, bundle=third, keep_module=keep)
-        )
-
-    assert origin(keep=True) == parent  # the third one trained nothing
-    anew = origin(keep=False)
-    assert (anew.digest, anew.module_kept, anew.epochs) == (second.model_digest, False, ())
-    assert "was trained by" not in card_with_parent(third, anew)  # the first one trained it
-
-
-def card_with_parent(bundle: Bundle, parent: Parent) -> str:
-    training = training_of(bundle)[0].model_copy(update={"parent": parent})
-    manifest = bundle.manifest.model_copy(update={"training": training})
-    return model_card(manifest, summary_of(bundle))
-
-
-def test_a_bundle_on_other_data_is_told(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = write_rsna(tmp_path / "rsna", count=64)
-    given = ["--target", "pneumonia", "--target-model", str(trained), "--data", str(other)]
-    short = ["--mask-epochs", "1", "--batch", "8", "--threads", "1"]
-    assert main([*given, *short, "--out", str(tmp_path / "out")]) == 0
-    assert "was trained on other data" in " ".join(capsys.readouterr().err.split())
-    card = (tmp_path / "out" / "MODEL_CARD.md").read_text("utf-8")
-    assert "was trained on other data" in card
-    assert "had seen it is not known here" in card
-    assert "trained nothing" not in card
-    assert "The test split trained nothing" in (trained / "MODEL_CARD.md").read_text("utf-8")
+    assert main([*DATA, "--set", option]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -267,98 +83,11 @@ def test_mixed_precision_where_the_processor_has_it(
     monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], has: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
-    given = ["--target", "pneumonia", "--data", "data", "--out", "out"]
     assert has_bfloat16("cpu") is has
-    assert read_arguments(given)[0].bfloat16 is has
-    assert read_arguments([*given, "--bfloat16"])[0].bfloat16
-    assert not read_arguments([*given, "--no-bfloat16"])[0].bfloat16
-
-
-def test_out_must_be_new(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*QUICK, "--data", str(trained.parent / "nih"), "--out", str(trained)]
-    assert main(arguments) == 1
-    assert "is not empty" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"--target": "melanoma"}, "no NIH label"),
-        ({"--data": "nowhere"}, "does not exist"),
-        ({"--label-smoothing": "0.5"}, "label smoothing"),
-        ({"--area-weight": "0"}, "area weight"),
-        ({"--batch": "0"}, "at least 1"),
-        ({"--size": "16"}, "the size is 32 to 2048"),
-        ({"--size": "4096"}, "the size is 32 to 2048"),
-        ({"--classifier-lr": "-1"}, "step size"),
-        ({"--classifier-lr": "0"}, "step size"),
-        ({"--classifier-lr": "nan"}, "classifier_lr is nan"),
-        ({"--full-from": "inf"}, "full_from is inf"),
-        ({"--exponent": "0"}, "exponent"),
-        ({"--seed": "-1"}, "seed"),
-        ({"--seed": str(2**63)}, "seed"),
-        ({"--threads": "1000000"}, "threads"),
-        ({"--decoder-width": "0"}, "decoder's width"),
-        ({"--neighbourhood": "65"}, "neighbourhood"),
-    ],
-)
-def test_what_cannot_be_trained_fails_with_a_reason(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change, message: str
-) -> None:
-    options = {"--data": str(trained.parent / "nih"), "--out": str(tmp_path / "new")}
-    arguments = [*QUICK, *(part for item in (options | change).items() for part in item)]
-    assert main(arguments) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_bundles_outputs_are_its_own(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = ["--target", "pneumonia", "--data", str(trained.parent / "nih")]
-    given = ["--target-model", str(trained), "--out", str(tmp_path / "new")]
-    for options in (["--output-names", "a,b"], ["--activation", "softmax"]):
-        assert main([*data, *given, *options]) == 1
-        assert "change nothing here" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("change", [{"split": "test"}, {"label": "0"}])
-def test_one_file_is_in_one_split_with_one_label(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str]
-) -> None:
-    table = write_csv_set(tmp_path / "own") / "labels.csv"
-    rows = list(csv.DictReader(table.read_text("utf-8").splitlines()))
-    for number, row in enumerate(rows):
-        row["split"] = "test" if number // 2 % 3 == 0 else "train"
-    train = [row for row in rows if row["split"] == "train" and row["label"] == "1"]
-    known = next(row for row in train if row["path"].endswith("png"))
-    shutil.copy(table.parent / known["path"], table.parent / "copy.png")
-    rows.append(known | {"path": "copy.png", "patient_id": "other"} | change)
-    with table.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0]])
-        writer.writeheader()
-        writer.writerows(rows)
-    data = ["--target", "sick", *QUICK[2:], "--data", str(table.parent)]
-    assert main([*data, "--out", str(tmp_path / "out")]) == 1
-    assert "1 images are the same file under two names" in capsys.readouterr().err
-
-
-def test_a_label_that_only_bad_images_have_ends_the_run_before_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    nih = write_nih(tmp_path / "nih")
-    for i in range(1, 32, 2):
-        if i >= 24:  # the positives of the test split
-            (nih / "images" / f"{i:08d}_000.png").write_bytes(b"no image")
-    given = [*QUICK, "--data", str(nih), "--out", str(tmp_path / "out"), "--skip-bad"]
-    assert main(given) == 1
-    assert "the test split has no image with 'pneumonia', of 4" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_steps_decay_is_not_negative() -> None:
-    with pytest.raises(TrainingError, match="weight decay"):
-        TrainingConfig(classifier_weight_decay=-0.1)
+    assert read_arguments(DATA)[0].run.bfloat16 is has
+    for said in (True, False):
+        option = f"run.bfloat16={str(said).lower()}"
+        assert read_arguments([*DATA, "--set", option])[0].run.bfloat16 is said
 
 
 @pytest.mark.parametrize("task", [[], ["--ablation"]], ids=["run", "ablation"])
@@ -378,7 +107,7 @@ def test_out_is_tried_before_anything_is_read(
     monkeypatch.setattr(prepare, "find_cases", read)
     file = tmp_path / "file"
     file.write_text("not a folder")
-    assert main([*QUICK, *task, "--data", "data", "--out", str(place(file))]) == 1
+    assert main([*DATA[:4], *task, "--out", str(place(file))]) == 1
     error = capsys.readouterr().err
     assert "choose another --out" in error
     assert len(error.strip().splitlines()) == 1
@@ -389,125 +118,83 @@ def test_a_processor_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    given = ["--target", "pneumonia", "--data", "data", "--out", "out"]
-    assert main([*given, "--device", "cuda"]) == 1
+    assert main([*DATA, "--device", "cuda"]) == 1
     assert "PyTorch finds no GPU: leave --device out" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--backbone", "test_vit", "--size", "65"], "'test_vit' on images of 65 x 65"),
-        (["--backbone", ""], "timm has no model ''"),
-        (["--backbone", "hf-hub:nobody/nothing"], "timm has no model"),
-    ],
-)
-def test_a_backbone_that_does_not_fit_is_told_before_images_are_read(
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    options: list[str],
-    message: str,
-) -> None:
-    def read(*_: Any, **__: Any) -> None:
-        pytest.fail("it was read")
-
-    monkeypatch.setattr(prepare, "load_split", read)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    data = ["--data", str(trained.parent / "nih"), "--out", str(tmp_path / "new")]
-    assert main([*QUICK, *data, *options]) == 1
-    assert message in capsys.readouterr().err
-
-
-def test_a_representation_is_trained_until_its_loss_settles() -> None:
-    given = ["--target", "pneumonia", "--data", "data", "--out", "out", "--objective", "nem-u"]
-    config, _, _ = read_arguments(given)
-    assert (config.mask_epochs, config.keep) == (12, "loss")
-    config, _, _ = read_arguments([*given, "--mask-epochs", "3", "--keep", "last"])
-    assert (config.mask_epochs, config.keep) == (3, "last")
-    config, _, _ = read_arguments([*given, "--preset", "paper", "--initial-weights", "w"])
-    assert (config.mask_epochs, config.keep) == (5, "last")
-    told = " ".join(build_parser().format_help().split())
-    assert all(f"{name} {value}" in told for name, value in NEM_U["default"].items())
-
-
-def test_imagenet_weights_are_for_one_backbone(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [part for part in QUICK if part != "--random-init"]
-    data = ["--data", str(trained.parent / "nih"), "--out", str(tmp_path / "new")]
-    assert main([*arguments, *data]) == 1
-    assert "--random-init" in capsys.readouterr().err
-
-
-def test_wrong_usage_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["--data", "nih"])
-    assert ended.value.code == 2
-    with pytest.raises(SystemExit) as ended:
-        main(["--help"])
-    assert ended.value.code == 0
-    assert "Boxes and lesion masks never take part in training" in capsys.readouterr().out
-
-
-def test_the_distribution_owns_the_name_trainer() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    assert "trainer" in project["tool"]["setuptools"]["packages"]
-    owners = packages_distributions().get("trainer", [])
-    if not owners:
-        pytest.skip("nemt-dicom is not installed here")
-    assert set(owners) == {"nemt-dicom"}
 
 
 @pytest.mark.parametrize(
     ("options", "teachers"),
     [
         ([], 5),
-        (["--teachers", "2"], 2),
-        (["--preset", "paper"], 0),
+        (["--set", "target_model.teachers=2"], 2),
+        (["--recipe", "paper"], 0),
         (["--target-model", "model.safetensors"], 0),
-        (["--target-model", "model.safetensors", "--teachers", "0"], 0),
-        (["--objective", "nem-u"], 0),
-        (["--objective", "nem-u", "--preset", "paper"], 0),
+        (["--target-model", "model.safetensors", "--set", "target_model.teachers=0"], 0),
+        (["--recipe", "nem-u"], 0),
+        (["--recipe", "paper-nem-u"], 0),
         (["--ablation"], 0),
     ],
 )
 def test_teachers_are_the_default_where_a_target_model_is_trained(
     options: list[str], teachers: int
 ) -> None:
-    given = ["--target", "pneumonia", "--data", "data", "--out", "out"]
-    config, _, _ = read_arguments([*given, *options])
-    assert config.teachers == teachers
-
-
-def test_a_bundle_that_does_not_speak_of_teachers_had_none(trained: Path, tmp_path: Path) -> None:
-    former = tmp_path / "former"
-    shutil.copytree(trained, former)
-    manifest = Bundle.load(former).manifest.model_dump(mode="json")
-    del manifest["training"]["recipe"]["teachers"]
-    write_manifest(former, manifest)
-    given = ["--target", "pneumonia", "--data", "data", "--out", "out"]
-    config, _, _ = read_arguments([*given, "--target-model", str(former)])
-    assert config.teachers == 0
+    recipe, _, _ = read_arguments([*DATA, *options])
+    assert recipe.target_model.teachers == teachers
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["--target-model", "model.safetensors", "--teachers", "2"],
-        ["--objective", "nem-u", "--teachers", "2"],
+        ["--target-model", "model.safetensors", "--set", "target_model.teachers=2"],
+        ["--recipe", "nem-u", "--set", "target_model.teachers=2"],
         ["--dry-run", "--ablation"],
+        ["--dry-run", "--print-recipe"],
         ["--output", "1"],
         ["--activation", "softmax"],
         ["--output-names", "a,b"],
-        ["--target-model", "model.safetensors", "--objective", "nem-u", "--output", "1"],
+        ["--target-model", "model.safetensors", "--recipe", "nem-u", "--output", "1"],
         ["--target-model", "model.safetensors", "--initial-weights", "model.safetensors"],
     ],
 )
 def test_what_cannot_be_asked_together(
     options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--target", "pneumonia", "--data", "data", "--out", "out"]
-    assert main([*given, *options]) == 1
+    assert main([*DATA, *options]) == 1
     assert "--dry-run and" in (error := capsys.readouterr().err) or "change nothing here" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "target_model.epochs=3"], "change nothing here"),
+        (["--set", "input.size=32"], "change nothing here"),
+        (["--output-names", "a,b"], "change nothing here"),
+        (["--activation", "softmax"], "change nothing here"),
+        (["--keep-module", "--set", "explanation_module.area_weight=9"], "change nothing here"),
+        (["--keep-module", "--set", "run.batch=9"], "change nothing here"),
+    ],
+)
+def test_what_a_bundle_says_is_not_said_again(
+    random_bundle: Bundle, options: list[str], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        read_arguments([*DATA, "--target-model", str(random_bundle.folder), *options])
+
+
+def test_a_module_is_kept_of_a_bundle_only() -> None:
+    with pytest.raises(TrainingError, match="name the bundle by --target-model"):
+        read_arguments([*DATA, "--keep-module"])
+
+
+def test_what_cannot_be_trained_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nih = write_nih(tmp_path / "nih")
+    for target, data, message in (
+        ("melanoma", str(nih), "no NIH label"),
+        ("pneumonia", "nowhere", "does not exist"),
+    ):
+        options = ["--target", target, "--data", data, "--out", str(tmp_path / "new")]
+        assert main([*quick(), *options]) == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()

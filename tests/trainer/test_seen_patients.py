@@ -13,15 +13,16 @@ from trainer.data.cases import Case
 from trainer.data.tables import read_table
 from trainer.eval_cli import main
 from trainer.seen_patients import DIGITS, record_of_seen, require_unseen
-from trainer.training.recipe import Places
+from trainer.training.places import Places
 
 MASK = [
-    "--target", "pneumonia", "--mask-epochs", "1", "--batch", "8", "--threads", "1",
-    "--area-weight", "1",
+    "--target", "pneumonia", "--set", "explanation_module.epochs=1", "--set", "run.batch=8",
+    "--set", "explanation_module.area_weight=1", "--threads", "1",
 ]  # fmt: skip
 QUICK = [
-    *MASK, "--backbone", "test_efficientnet", "--random-init", "--size", "64",
-    "--classifier-epochs", "2", "--teachers", "0",
+    *MASK, "--set", "target_model.backbone=test_efficientnet",
+    "--set", "target_model.pretrained=false", "--set", "input.size=64",
+    "--set", "target_model.epochs=2", "--set", "target_model.teachers=0",
 ]  # fmt: skip
 
 

@@ -106,10 +106,10 @@ def _untouched(training: Training, data: TrainingData) -> str:
     return "The test split trained nothing and set no threshold."
 
 
-def _changes(recipe: dict[str, Any]) -> str:
-    if recipe["objective"] == "nem-u":
+def _changes(recipe: Recipe) -> str:
+    if recipe.explanation_module.objective == "nem-u":
         return "unchanged"
-    kept = recipe.get("frozen_stages", 0)
+    kept = recipe.target_model.frozen_stages
     return (
         f"changed by fine-tuning, in the first {kept} stages only the normalisation"
         if kept
@@ -159,42 +159,41 @@ def _model(manifest: Manifest, training: Training) -> str:
     )
 
 
-def _objective(recipe: dict[str, Any]) -> str:
-    if recipe["objective"] == "nem-u":
+def _objective(recipe: Recipe, architecture: dict[str, Any]) -> str:
+    module = recipe.explanation_module
+    if module.objective == "nem-u":
         return (
-            f"Objective: NEM-U, λ₁ = {recipe['area_weight']}, λ₂ = {recipe['binary_weight']}, "
-            f"removed pixels filled with `{recipe['fill']}`."
+            f"Objective: NEM-U, λ₁ = {module.area_weight}, λ₂ = {module.binary_weight}, "
+            f"removed pixels filled with `{module.fill}`."
         )
-    form = "equation (2) as printed" if recipe["objective"] == "literal" else "deletion form"
-    return (
-        f"Objective: NEMt, {form}, response `{recipe['response']}` to the power of "
-        f"{recipe['exponent']:g}, λ₁ = {recipe['area_weight']}, removed pixels filled with "
-        f"`{recipe['fill']}`{', only a fall of the response counts' if recipe['fall_only'] else ''}"
-        f"{'' if recipe['objective'] == 'literal' else _further_terms(recipe)}."
-        + (
+    literal = module.objective == "literal"
+    agreement = f", agreement with single squares with weight {module.agreement:g}"
+    text = (
+        f"Objective: NEMt, {'equation (2) as printed' if literal else 'deletion form'}, response "
+        f"`{module.response}` to the power of {module.exponent:g}, λ₁ = {module.area_weight}, "
+        f"removed pixels filled with `{module.fill}`"
+        f"{', only a fall of the response counts' if module.fall_only else ''}"
+        f"{agreement if module.agreement and not literal else ''}."
+    )
+    if architecture["follows"]:
+        text += (
             " The mask is told the log odds of the output, and what is served is weighed by the "
             "local probability (class activation map)."
-            if recipe["follows"]
-            else ""
         )
-        + (
-            f" It is served to the power of {recipe['gamma']:g}."
-            if recipe.get("gamma", 1) != 1
-            else ""
-        )
-        + (
+    if (gamma := architecture.get("gamma", 1)) != 1:
+        text += f" It is served to the power of {gamma:g}."
+    if (full := architecture.get("full_from")) is not None:
+        text += (
             f" Every image is served the shape that its mask has at log odds of {full:g}; its "
             "height is full from there on, and below falls as the square of the odds."
-            if recipe["follows"] and (full := recipe.get("full_from")) is not None
-            else ""
         )
-    )
+    return text
 
 
-def _further_terms(recipe: dict[str, Any]) -> str:
-    names = {"preservation": "preservation", "agreement": "agreement with single squares"}
-    found = [(text, recipe.get(name, 0)) for name, text in names.items()]
-    return "".join(f", {text} with weight {weight:g}" for text, weight in found if weight)
+def _former(recorded: dict[str, Any]) -> str:
+    """What an earlier release did by switches that are no more."""
+    former = ", ".join(f"`{name}` {value}" for name, value in left_out(recorded).items())
+    return f" Settings that only earlier releases have: {former}." if former else ""
 
 
 def _figures(metrics: dict[str, Any], side: int) -> str:

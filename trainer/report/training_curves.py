@@ -2,12 +2,14 @@
 
 import csv
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from torch.utils.tensorboard import SummaryWriter
 
+from ..files import write_whole
 from ..markdown import show, table
 from ..training.checkpoint import Epoch
 
@@ -20,14 +22,13 @@ def write_metrics(path: Path, epochs: Sequence[Epoch]) -> None:
 
     Whole at any time, for who reads it while the run goes on.
     """
-    draft = path.with_name(f"{path.name}.draft")
-    with draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["part", "epoch", "figure", "value"])
-        for epoch in epochs:
-            for name, value in epoch.figures.items():
-                writer.writerow([epoch.part, epoch.number, name, f"{value:.6g}"])
-    draft.replace(path)
+    text = StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["part", "epoch", "figure", "value"])
+    for epoch in epochs:
+        for name, value in epoch.figures.items():
+            writer.writerow([epoch.part, epoch.number, name, f"{value:.6g}"])
+    write_whole(path, text.getvalue().encode())
 
 
 def draw_curves(path: Path, epochs: Sequence[Epoch]) -> None:

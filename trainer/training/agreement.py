@@ -69,14 +69,14 @@ def agreement_with_squares(
     with torch.no_grad():
         without = torch.stack(
             [
-                network.log_odds(network.logits(image * ~own[:, None]), output.expand(REGIONS))
-                for image, own, output in zip(images[rows], regions, index[rows], strict=True)
+                network.log_odds(network.logits(image * ~square[:, None]), output.expand(REGIONS))
+                for image, square, output in zip(images[rows], regions, index[rows], strict=True)
             ]
         )
         falls = response(whole[rows, None]) - response(without)
     inside = regions.flatten(2).float()
-    given = (mask[rows].float().flatten(2) * inside).sum(dim=2) / inside.sum(dim=2)
-    return result.index_put((rows,), correlation(given, falls))
+    marked = (mask[rows].float().flatten(2) * inside).sum(dim=2) / inside.sum(dim=2)
+    return result.index_put((rows,), correlation(marked, falls))
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:

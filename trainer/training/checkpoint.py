@@ -14,6 +14,8 @@ from torch import Tensor
 
 from nemt_dicom.errors import TrainingError
 
+from ..files import replacing
+
 Weights = dict[str, Tensor]
 
 
@@ -30,9 +32,14 @@ class Epoch:
 class Standing:
     """How far a stage has come.
 
-    epoch: the one under way, from 1. done: its steps that are done. losses: of these. best_score:
-    the smallest of the epochs so far. kept_*: of the epoch that would be kept. over: nothing is
-    left to train.
+    stage: its name.
+    epoch: number of the epoch under way, from 1.
+    done: number of its steps that are done.
+    losses: mean loss of each of these steps.
+    best_score: smallest validation score so far.
+    kept_epoch: number of the epoch that would be kept; 0: none yet.
+    kept_weights: its weights.
+    over: whether nothing is left to train.
     """
 
     stage: str
@@ -47,7 +54,7 @@ class Standing:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raises `TrainingError` where `path`, a file or a folder, cannot be written."""
+    """Raises `TrainingError` if `path`, a file or a folder, cannot be written inside."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -69,27 +76,22 @@ class CheckpointFile:
         self.path = path
 
     def save(self, standing: Standing, epochs: list[Epoch], states: dict[str, Any]) -> None:
-        """Replaces the file. states: state dicts of network, optimiser and whatever else moves.
+        """Replaces the file. Raises `TrainingError` if the disk is full.
 
-        Raises `TrainingError` where the disk is full.
+        states: state dicts of the network, of the optimiser and of whatever else moves.
         """
         content = {
             "standing": vars(standing),
             "epochs": [asdict(epoch) for epoch in epochs],
             "states": states,
         }
-        draft = self.path.with_suffix(".tmp")
-        try:
-            with writing(self.path), draft.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with writing(self.path), replacing(self.path) as draft, draft.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def load(self) -> tuple[Standing, list[Epoch], dict[str, Any]] | None:
-        """What `save` was told last; None where there is no file. Raises `TrainingError`."""
+        """What `save` was told last; None if there is no file. Raises `TrainingError`."""
         if not self.path.is_file():
             return None
         try:

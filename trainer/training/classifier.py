@@ -28,65 +28,69 @@ from ..statistics import area_under_curve
 from .augment import add_noise, augment, occlude
 from .checkpoint import Weights
 from .draws import Draws, shuffled
-from .loop import Batch, Losses
-from .optimisers import prodigy
-from .recipe import TrainingConfig
+from .loop import prodigy
+from .recipe import Recipe, TargetModel
+from .stage import Batch, Losses
 
 CLASSIFIER = "classifier"
 """The name of the stage that trains the target model that is kept."""
 
 
 class ClassifierStage:
-    """See `train.Stage`. teachers: trained networks of the same architecture; none: the labels."""
+    """Trains the target model; see `stage.Stage`.
 
-    advice = "try a smaller --classifier-lr"
+    frozen_stages: number of backbone stages that keep their weights.
+    teachers: trained networks of the same architecture, whose mean answer is learnt; none: labels.
+    """
+
+    advice = "try a smaller target_model.learning_rate"
 
     def __init__(
         self,
         network: ExplainedNetwork,
         train: Examples,
         validation: Examples,
-        config: TrainingConfig,
+        recipe: Recipe,
         *,
         frozen_stages: int,
         name: str = CLASSIFIER,
         teachers: Sequence[ExplainedNetwork] = (),
     ) -> None:
         self.name = name
-        self.epochs, self.patience = config.classifier_epochs, config.patience
-        self._network, self._validation, self._config = network, validation, config
+        settings = recipe.target_model
+        self.epochs, self.patience = settings.epochs, settings.patience
+        self._network, self._validation, self._recipe = network, validation, recipe
         self._count = len(train)
         network.target_model.requires_grad_(True)
         for weight in first_weights(network.target_model, frozen_stages):
             weight.requires_grad_(False)
-        self.module: nn.Module = _ClassifierLoss(network, train, config, teachers)
+        self.module: nn.Module = _ClassifierLoss(network, train, settings, teachers)
         parameters = [p for p in network.target_model.parameters() if p.requires_grad]
-        decay = config.classifier_weight_decay
+        rate, decay = settings.learning_rate, settings.weight_decay
         self.optimiser: torch.optim.Optimizer = (
-            prodigy(parameters, config.classifier_lr, decay)
-            if config.classifier_optimiser == "prodigy"
-            else torch.optim.AdamW(parameters, lr=config.classifier_lr, weight_decay=decay)
+            prodigy(parameters, rate, decay)
+            if settings.optimiser == "prodigy"
+            else torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
         )
         self._average: Any = None
-        if config.average:
+        if settings.average:
             self._average = AveragedModel(
                 network.target_model,
-                multi_avg_fn=get_ema_multi_avg_fn(config.average),  # type: ignore[no-untyped-call]
+                multi_avg_fn=get_ema_multi_avg_fn(settings.average),  # type: ignore[no-untyped-call]
                 use_buffers=True,
             )
 
     def order(self, epoch: int) -> NDArray[np.intp]:
         """Every example once."""
-        return shuffled((self._config.seed, self.name, epoch), self._count)
+        return shuffled((self._recipe.run.seed, self.name, epoch), self._count)
 
     def augmented(self, images: Tensor, draws: Draws) -> Tensor:
-        """Moved, occluded and noisy, each where the recipe asks."""
-        config = self._config
-        if config.augment:
-            images = augment(images, draws, mirror=config.mirror)
-        if config.occlusion:
+        """Turned, moved and scaled; occluded if the recipe asks for it; noisy at last."""
+        settings = self._recipe.augmentation
+        images = augment(images, draws, mirror=settings.mirror)
+        if self._recipe.target_model.occlusion:
             images = occlude(images, draws)
-        return add_noise(images, draws, config.noise) if config.augment else images
+        return add_noise(images, draws, settings.noise)
 
     def begin_epoch(self) -> None:
         """Training mode of the target model. Frozen stages, too, take these images' statistics."""
@@ -94,7 +98,8 @@ class ClassifierStage:
 
     def before_step(self, done: float) -> None:
         """AdamW: warm-up over the first 5 % of all steps, then half a cosine down to 1 %."""
-        if self._config.classifier_optimiser == "adamw":
+        settings = self._recipe.target_model
+        if settings.optimiser == "adamw":
             warm = 0.05
             share = (
                 (done + 0.005) / (warm + 0.005)
@@ -102,7 +107,7 @@ class ClassifierStage:
                 else 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
             )
             for group in self.optimiser.param_groups:
-                group["lr"] = self._config.classifier_lr * share
+                group["lr"] = settings.learning_rate * share
 
     def after_step(self) -> None:
         """The running average takes the new weights in."""
@@ -125,10 +130,10 @@ class ClassifierStage:
         return auc_standard_error(self._validation, -best)
 
     def weights(self) -> Weights:
-        """The running average, or the weights themselves where there is none."""
+        """The running average, or the weights themselves if there is none."""
         model = self._network.target_model if self._average is None else self._average.module
-        found: Weights = model.state_dict()
-        return found
+        weights: Weights = model.state_dict()
+        return weights
 
     def keep(self, weights: Weights | None) -> None:
         """Freezes the target model."""
@@ -162,19 +167,19 @@ class _ClassifierLoss(nn.Module):
         self,
         network: ExplainedNetwork,
         train: Examples,
-        config: TrainingConfig,
+        settings: TargetModel,
         teachers: Sequence[ExplainedNetwork],
     ) -> None:
         super().__init__()
         self.target_model = network.target_model
         self._network = [network]  # in a list: its explanation module is not trained here
-        self._config, self._teachers = config, tuple(teachers)
+        self._settings, self._teachers = settings, tuple(teachers)
         self._classes = torch.from_numpy(train.classes)
-        labels, weights = targets(train, network.architecture.outputs, config)
+        labels, weights = targets(train, network.architecture.outputs, settings)
         self._labels, self._weights = torch.from_numpy(labels), torch.from_numpy(weights)
 
     def forward(self, batch: Batch) -> Losses:
-        network, config = self._network[0], self._config
+        network, smoothing = self._network[0], self._settings.label_smoothing
         rows, device = batch.rows, batch.images.device
         logits = network.logits(batch.images).float()
         if self._teachers:
@@ -182,11 +187,11 @@ class _ClassifierLoss(nn.Module):
         weights = self._weights[rows].to(device)  # (b, outputs)
         if network.architecture.activation == "softmax":
             classes = self._classes[rows].to(device)
-            smoothing = 2 * config.label_smoothing  # as much as a sigmoid's, between two ends
+            smoothing = 2 * smoothing  # as much as a sigmoid's, between two ends
             loss = F.cross_entropy(logits, classes, label_smoothing=smoothing, reduction="none")
             return Losses(loss=weights[:, 0] * loss, figures={})
         labels = self._labels[rows].to(device)
-        smooth = labels * (1 - 2 * config.label_smoothing) + config.label_smoothing
+        smooth = labels * (1 - 2 * smoothing) + smoothing
         loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
         return Losses(loss=(weights * loss).sum(dim=1), figures={})
 
@@ -200,7 +205,7 @@ class _ClassifierLoss(nn.Module):
         if self._network[0].architecture.activation == "softmax":
             return F.cross_entropy(logits, taught, reduction="none")
         loss = F.binary_cross_entropy_with_logits(logits, taught, reduction="none")
-        return loss[:, 0] + self._config.auxiliary_weight * loss[:, 1:].sum(dim=1)
+        return loss[:, 0] + self._settings.auxiliary_weight * loss[:, 1:].sum(dim=1)
 
 
 def first_weights(model: Any, stages: int) -> list[nn.Parameter]:
@@ -229,7 +234,7 @@ def balance(examples: Examples) -> NDArray[np.float32]:
 
 
 def targets(
-    examples: Examples, outputs: tuple[str, ...], config: TrainingConfig
+    examples: Examples, outputs: tuple[str, ...], settings: TargetModel
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Labels and weights of the loss, (N, outputs) each; the weight of a label not known is 0.
 
@@ -241,12 +246,12 @@ def targets(
     labels[:, 0], weights[:, 0] = examples.labels, balanced
     if not all(case.mined for case in cases):
         mined = np.array([case.mined and bool(case.label) for case in cases])
-        weights[mined, 0] *= config.mined_weight
+        weights[mined, 0] *= settings.mined_weight
     for column, name in enumerate(outputs[1:], start=1):
         for row, case in enumerate(cases):
             if name in case.findings:
                 labels[row, column] = case.findings[name]
-                weights[row, column] = config.auxiliary_weight * balanced[row]
+                weights[row, column] = settings.auxiliary_weight * balanced[row]
     return labels, weights
 
 

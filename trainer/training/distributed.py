@@ -7,8 +7,6 @@ norm normalises by the share of its process, and its running statistics are the 
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True, kw_only=True)
 class Team:
-    """The processes of a run. rank: this one's number. size: how many. device: this one's."""
+    """The processes of a run.
+
+    rank: number of this process, from 0.
+    size: number of processes.
+    device: processor of this process.
+    """
 
     rank: int
     size: int
@@ -34,11 +37,11 @@ class Team:
         if size == 1:
             return cls(rank=0, size=1, device=torch.device(device))
         local = int(os.environ.get("LOCAL_RANK", "0"))
-        own = torch.device(device, local) if device == "cuda" else torch.device(device)
+        here = torch.device(device, local) if device == "cuda" else torch.device(device)
         if device == "cuda":
-            torch.cuda.set_device(own)
+            torch.cuda.set_device(here)
         distributed.init_process_group("nccl" if device == "cuda" else "gloo")
-        return cls(rank=distributed.get_rank(), size=size, device=own)
+        return cls(rank=distributed.get_rank(), size=size, device=here)
 
     @property
     def first(self) -> bool:
@@ -53,8 +56,8 @@ class Team:
         """
         places = np.arange(len(rows))
         dealt = np.concatenate([places[::2], places[1::2]])
-        own: NDArray[np.intp] = np.sort(dealt[self.rank :: self.size])
-        return rows[own]
+        share: NDArray[np.intp] = np.sort(dealt[self.rank :: self.size])
+        return rows[share]
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module, its gradients averaged over all processes; see `average_statistics`."""
@@ -65,15 +68,6 @@ class Team:
             warnings.simplefilter("ignore", FutureWarning)  # the argument has two names by now
             return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
-    @contextmanager
-    def averaging(self, module: nn.Module, *, now: bool) -> Iterator[None]:
-        """Forward and backward inside; the gradients so far are averaged only where `now`."""
-        if self.size == 1 or now:
-            yield
-        else:
-            with module.no_sync():  # type: ignore[operator]
-                yield
-
     def average_statistics(self, module: nn.Module) -> None:
         """Gives the batch norms that are trained the mean of all processes' running statistics.
 
@@ -82,13 +76,13 @@ class Team:
         if self.size == 1:
             return
         norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-        own = [v for norm in norms for v in norm.buffers() if v.is_floating_point()]
-        if not own:
+        statistics = [v for norm in norms for v in norm.buffers() if v.is_floating_point()]
+        if not statistics:
             return
-        summed = torch.cat(own)
+        summed = torch.cat(statistics)
         distributed.all_reduce(summed)
-        means = torch.split(summed / self.size, [len(value) for value in own])
-        for value, mean in zip(own, means, strict=True):
+        means = torch.split(summed / self.size, [len(value) for value in statistics])
+        for value, mean in zip(statistics, means, strict=True):
             value.copy_(mean)
 
     def total(self, value: Tensor) -> float:
@@ -103,9 +97,9 @@ class Team:
         """The first process's value on every process, for decisions that all must take alike."""
         if self.size == 1:
             return value
-        said = torch.tensor([value], dtype=torch.float64, device=self.device)
-        distributed.broadcast(said, src=0)
-        return float(said)
+        agreed = torch.tensor([value], dtype=torch.float64, device=self.device)
+        distributed.broadcast(agreed, src=0)
+        return float(agreed)
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -18,7 +18,7 @@ from .agreement import SQUARE_NUMBERS
 from .augment import add_noise, augment, smoothing_kernels
 from .checkpoint import Weights
 from .draws import Draws, balanced, shuffled
-from .loop import Batch, Losses
+from .loop import prodigy
 from .objectives import (
     Deletion,
     Literal,
@@ -26,51 +26,54 @@ from .objectives import (
     Randomness,
     Representation,
     Terms,
-    TrainingFill,
     expected,
     respond,
 )
-from .optimisers import prodigy
-from .recipe import TrainingConfig
+from .recipe import ExplanationModule, Recipe, Response, TrainingFill
+from .stage import Batch, Losses
 
 JUDGED = 64
 """Validation positives, at most, whose masks' faithfulness is measured after an epoch."""
+
+PRICE = "explanation_module.area_weight"
+"""Name of λ₁ in a recipe, for messages."""
 
 SMALLEST_AREA, LARGEST_AREA = 1e-3, 0.9
 """Mean mask area on validation positives outside which a run has collapsed."""
 
 
-def objective_of(config: TrainingConfig, scale: float) -> Objective:
+def objective_of(settings: ExplanationModule, scale: float) -> Objective:
     """The objective that a recipe names; scale: of the response, see `Deletion`."""
-    if config.objective == "nem-u":
-        return Representation(
-            area_weight=config.area_weight, binary_weight=config.binary_weight, fill=config.fill
-        )
-    if config.objective == "literal":
-        return Literal(area_weight=config.area_weight, fill=config.fill, response=config.response)
+    price, fill, response = settings.area_weight, settings.fill, settings.response
+    if settings.objective == "nem-u":
+        return Representation(area_weight=price, binary_weight=settings.binary_weight, fill=fill)
+    if settings.objective == "literal":
+        return Literal(area_weight=price, fill=fill, response=response)
     return Deletion(
-        area_weight=config.area_weight,
-        fill=config.fill,
-        response=config.response,
-        exponent=config.exponent,
-        fall_only=config.fall_only,
-        preservation=config.preservation,
-        agreement=config.agreement,
+        area_weight=price,
+        fill=fill,
+        response=response,
+        exponent=settings.exponent,
+        fall_only=settings.fall_only,
+        agreement=settings.agreement,
         scale=scale,
     )
 
 
 @torch.inference_mode()
-def mean_response(network: ExplainedNetwork, train: Examples, config: TrainingConfig) -> float:
-    """Mean size of the response of up to 256 training positives, spread over all of them."""
+def mean_response(network: ExplainedNetwork, train: Examples, response: Response) -> float:
+    """Mean size of the response of up to 256 training positives, spread over all of them.
+
+    Raises `TrainingError` if it is about 0: the target model does not know the target.
+    """
     device = next(network.parameters()).device
     positive = np.flatnonzero(train.labels > 0.5)
     chosen = positive[np.linspace(0, len(positive) - 1, min(256, len(positive))).astype(int)]
-    found = [
-        respond(network.log_odds(network.logits(images.to(device))), config.response)
+    responses = [
+        respond(network.log_odds(network.logits(images.to(device))), response)
         for images in torch.split(torch.from_numpy(train.take(chosen)), 32)
     ]
-    mean = float(torch.cat(found).abs().mean())
+    mean = float(torch.cat(responses).abs().mean())
     if not mean > 1e-3:
         raise TrainingError(
             f"the target model's response on training positives is {mean:.4f}: it does not know "
@@ -80,37 +83,43 @@ def mean_response(network: ExplainedNetwork, train: Examples, config: TrainingCo
 
 
 class ExplanationStage:
-    """See `train.Stage`. collapse_ends: whether a mask of nothing or everything ends the run."""
+    """Trains the explanation module; see `stage.Stage`.
+
+    collapse_ends: whether a mask of nothing or of everything ends the run.
+    """
 
     name = "explanation module"
-    advice = "try a smaller --area-weight, or --response probability"
+    advice = (
+        "try a smaller explanation_module.area_weight, or explanation_module.response=probability"
+    )
 
     def __init__(
         self,
         network: ExplainedNetwork,
         train: Examples,
         validation: Examples,
-        config: TrainingConfig,
+        recipe: Recipe,
         *,
         collapse_ends: bool = True,
     ) -> None:
-        self.epochs, self.patience = config.mask_epochs, config.mask_patience
-        self._network, self._config = network, config
+        settings = recipe.explanation_module
+        self.epochs, self.patience = settings.epochs, settings.patience
+        self._network, self._recipe, self._settings = network, recipe, settings
         self._train, self._validation = train, validation
-        nemt = config.objective in {"nemt", "nemt-predicted"}
-        scale = mean_response(network, train, config) if config.scaled and nemt else 1.0
-        self._objective = objective_of(config, scale)
+        scaled = settings.scaled and settings.objective in {"nemt", "nemt-predicted"}
+        scale = mean_response(network, train, settings.response) if scaled else 1.0
+        self._objective = objective_of(settings, scale)
         self._collapse_ends = collapse_ends
         self._was_collapsed = False
-        self.module: nn.Module = _MaskLoss(network, self._objective, config)
+        self.module: nn.Module = _MaskLoss(network, self._objective, settings)
         self.optimiser: torch.optim.Optimizer = prodigy(
             network.explanation_module.parameters(), 1.0, 0.01
         )
 
     def order(self, epoch: int) -> NDArray[np.intp]:
         """Every example once, or what has p above a half and what has not in turn."""
-        key = (self._config.seed, self.name, epoch)
-        if self._config.mask_balanced:
+        key = (self._recipe.run.seed, self.name, epoch)
+        if self._settings.balanced:
             return balanced(key, self._likely)
         return shuffled(key, len(self._train))
 
@@ -119,11 +128,9 @@ class ExplanationStage:
         return probabilities(self._network, self._train) > 0.5
 
     def augmented(self, images: Tensor, draws: Draws) -> Tensor:
-        """Moved and noisy where the recipe asks."""
-        config = self._config
-        if not config.augment:
-            return images
-        return add_noise(augment(images, draws, mirror=config.mirror), draws, config.noise)
+        """Turned, moved and scaled, and noisy."""
+        settings = self._recipe.augmentation
+        return add_noise(augment(images, draws, mirror=settings.mirror), draws, settings.noise)
 
     def begin_epoch(self) -> None:
         """Training mode; the target model stays in evaluation mode."""
@@ -141,10 +148,10 @@ class ExplanationStage:
         The score is infinite while the price still rises, and where the mask has collapsed.
         """
         self._network.eval()
-        figures = validate(self._network, self._objective, self._validation, self._config.fill)
-        if done <= self._config.area_warmup and done < 1:
+        figures = validate(self._network, self._objective, self._validation, self._settings.fill)
+        if done <= self._settings.area_warmup and done < 1:
             return float("inf"), figures
-        if self._config.keep == "faithful":
+        if self._settings.keep == "faithful":
             figures["faithfulness"] = mean_faithfulness(self._network, self._validation)
         if self._collapse_ends and self._collapsed(figures["area_positive"], last=done >= 1):
             return float("inf"), figures
@@ -152,7 +159,7 @@ class ExplanationStage:
 
     def tolerance(self, best: float) -> float:
         """Any where the last epoch is kept, else none."""
-        return float("inf") if self._config.keep == "last" else 0.0
+        return float("inf") if self._settings.keep == "last" else 0.0
 
     def _collapsed(self, area: float, *, last: bool) -> bool:
         """Ends the run on a second collapse in a row, for one may lie on the way."""
@@ -167,8 +174,8 @@ class ExplanationStage:
 
     def weights(self) -> Weights:
         """Of the explanation module."""
-        found: Weights = self._network.explanation_module.state_dict()
-        return found
+        weights: Weights = self._network.explanation_module.state_dict()
+        return weights
 
     def keep(self, weights: Weights | None) -> None:
         """Ends in evaluation mode."""
@@ -187,20 +194,21 @@ class ExplanationStage:
 
 class _MaskLoss(nn.Module):
     def __init__(
-        self, network: ExplainedNetwork, objective: Objective, config: TrainingConfig
+        self, network: ExplainedNetwork, objective: Objective, settings: ExplanationModule
     ) -> None:
         super().__init__()
         self.network = network
-        self._objective, self._config = objective, config
+        self._objective, self._settings = objective, settings
 
     def forward(self, batch: Batch) -> Losses:
-        x, config = batch.images, self._config
+        x, settings = batch.images, self._settings
         random = Randomness(
-            kernels=smoothing_kernels(batch.draws, config.neighbourhood, x.device),
+            kernels=smoothing_kernels(batch.draws, settings.neighbourhood, x.device),
             fills=batch.draws.uniform("fill", 1)[:, 0].to(x.device),
             squares=batch.draws.uniform("squares", SQUARE_NUMBERS).to(x.device),
         )
-        price = min(1.0, batch.done / config.area_warmup) if config.area_warmup else 1.0
+        warmup = settings.area_warmup
+        price = min(1.0, batch.done / warmup) if warmup else 1.0
         terms = self._objective(self.network, x, random, price)
         return Losses(loss=terms.loss, figures={"fall": terms.fall, "area": terms.area})
 
@@ -247,21 +255,21 @@ def mean_faithfulness(network: ExplainedNetwork, examples: Examples) -> float:
     device = str(next(network.parameters()).device)
     probability, index = explained_probability(network, images)
     assert probability is not None  # the configuration asks it of no representation
-    found = faithfulness(list(masks), images, probability, index=index, device=device)
-    return float(np.nan_to_num(found, nan=0.0).mean())
+    values = faithfulness(list(masks), images, probability, index=index, device=device)
+    return float(np.nan_to_num(values, nan=0.0).mean())
 
 
 def require_not_collapsed(area: float) -> None:
     """Raises `TrainingError` where a mask's mean area on positives is nothing or everything."""
     if not np.isfinite(area):
-        raise TrainingError("the mask is not finite (NaN): try a smaller --area-weight")
+        raise TrainingError(f"the mask is not finite (NaN): try a smaller {PRICE}")
     if area < SMALLEST_AREA:
         raise TrainingError(
             f"the mask collapsed to nothing ({area:.2%} of validation positives): try a smaller "
-            "--area-weight or more epochs of the classifier"
+            f"{PRICE} or more epochs of the target model"
         )
     if area > LARGEST_AREA:
         raise TrainingError(
             f"the mask grew over everything ({area:.0%} of validation positives): try a larger "
-            "--area-weight"
+            f"{PRICE}"
         )

@@ -1,20 +1,22 @@
 """The loop that every stage of a run goes through; it reads top to bottom.
 
 A stage says what is trained, by which loss, and how well it does on the validation split. The loop
-does the rest: batches, precision, gradients over parts of a batch and over processes, what is best
-so far, when to stop, and checkpoints. All that is random comes from `Draws`, so that a run that
-goes on after a kill ends with the same bits.
+does the rest: batches, precision, gradients over processes, what is best so far, when to stop, and
+checkpoints. All that is random comes from `Draws`, so that a run that goes on after a kill ends
+with the same bits.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from typing import Any, Protocol
+from io import StringIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from prodigyopt import Prodigy
 from torch import Tensor, nn
 
 from nemt_dicom.errors import TrainingError
@@ -22,94 +24,33 @@ from nemt_dicom.model.network import ExplainedNetwork
 
 from ..data.examples import Examples
 from ..progress import Progress, Silent
-from .checkpoint import CheckpointFile, Epoch, Standing, Weights
+from .checkpoint import CheckpointFile, Epoch, Standing
 from .distributed import Team
 from .draws import Draws
 from .precision import mixed_precision
-from .recipe import TrainingConfig
+from .recipe import Recipe
+from .stage import Batch, Losses, Stage
 
 SAVE_EVERY = 600.0
-"""Seconds after which a checkpoint is written within an epoch; each epoch's end writes one too."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """Some training examples.
-
-    images: (B, C, S, S) float32 in [0, 1], augmented where that is asked. rows: their numbers.
-    draws: their random numbers in this step. done: share of the stage's steps that are done.
-    """
-
-    images: Tensor
-    rows: NDArray[np.intp]
-    draws: Draws
-    done: float
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Losses:
-    """Loss of every image (B,) and figures to show, each (B,)."""
-
-    loss: Tensor
-    figures: dict[str, Tensor]
-
-
-class Stage(Protocol):
-    """What the loop trains. `module` maps a `Batch` to `Losses`; its weights are the optimiser's.
-
-    patience: epochs without one worth keeping after which it ends. advice: what to try where the
-    loss is not finite.
-    """
-
-    name: str
-    epochs: int
-    patience: int
-    module: nn.Module
-    optimiser: torch.optim.Optimizer
-    advice: str
-
-    def order(self, epoch: int) -> NDArray[np.intp]:
-        """The training examples of an epoch, (N,) row numbers, as they are taken."""
-
-    def augmented(self, images: Tensor, draws: Draws) -> Tensor:
-        """Training images (B, C, S, S) in [0, 1] as the loss sees them, of the same shape."""
-
-    def begin_epoch(self) -> None:
-        """Sets the modules to training."""
-
-    def before_step(self, done: float) -> None:
-        """A step follows; `done` is the share of all steps that are done."""
-
-    def after_step(self) -> None:
-        """The weights have moved."""
-
-    def validate(self, done: float) -> tuple[float, dict[str, float]]:
-        """Score, of which less is better, and figures. Raises `TrainingError` on a collapse."""
-
-    def tolerance(self, best: float) -> float:
-        """How much worse than the best score a later epoch may be and still be kept instead."""
-
-    def weights(self) -> Weights:
-        """What was validated, and may be kept."""
-
-    def keep(self, weights: Weights | None) -> None:
-        """Ends the stage, frozen with these weights, or with those that the network has."""
-
-    def state(self) -> dict[str, Any]:
-        """What else moves beside network and optimiser."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+"""Seconds between two checkpoints within an epoch, usually; each epoch's end writes one, too."""
 
 
 @dataclass(kw_only=True)
 class Run:
-    """What the stages of a run share. epochs: the record so far; `record` is told of each new one.
+    """What the stages of a run share.
 
-    checkpoints: None where nothing is written. goes_on: a checkpoint is there to go on from.
+    recipe: what the run is told.
+    network: target model and explanation module.
+    team: the processes of the run.
+    checkpoints: file to write to; None: nothing is written.
+    progress: told of stages and steps.
+    record: told of all epochs after each one, in the first process.
+    epochs: the record so far.
+    goes_on: whether there is a checkpoint to go on from.
+    save_every: seconds between two checkpoints within an epoch.
     """
 
-    config: TrainingConfig
+    recipe: Recipe
     network: ExplainedNetwork
     team: Team
     checkpoints: CheckpointFile | None
@@ -117,12 +58,13 @@ class Run:
     record: Callable[[list[Epoch]], None]
     epochs: list[Epoch]
     goes_on: bool
+    save_every: float = SAVE_EVERY
 
     @classmethod
-    def bare(cls, config: TrainingConfig, network: ExplainedNetwork, team: Team) -> "Run":
+    def bare(cls, recipe: Recipe, network: ExplainedNetwork, team: Team) -> "Run":
         """A run that writes and reports nothing."""
         return cls(
-            config=config,
+            recipe=recipe,
             network=network,
             team=team,
             checkpoints=None,
@@ -133,37 +75,27 @@ class Run:
         )
 
 
+def prodigy(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Prodigy:
+    """Prodigy with the safeguarded warm-up (paper, section 4.2; lr is 1 there)."""
+    with redirect_stdout(StringIO()):  # it prints its settings
+        return Prodigy(parameters, lr=lr, weight_decay=weight_decay, safeguard_warmup=True)
+
+
 def fit(stage: Stage, examples: Examples, run: Run) -> None:
     """Trains a stage to its end, or from where the checkpoint says it stands.
 
-    Raises `TrainingError` where the loss is not finite, a mask collapses or no epoch has a score.
+    Raises `TrainingError` if the loss is not finite, a mask collapses or no epoch has a score.
     """
-    config, team = run.config, run.team
     standing = _resume(stage, run)
     if standing is None:
         stage.keep(None)  # the checkpoint is of a later stage
         return
-    module = team.wrap(stage.module)
-    steps = len(batches(stage.order(1), config.batch))
+    module = run.team.wrap(stage.module)
+    steps = len(batches(stage.order(1), run.recipe.run.batch))
     run.progress.stage(stage.name, stage.epochs * steps)
     run.progress.step(done=(standing.epoch - 1) * steps + standing.done)
     while standing.epoch <= stage.epochs and not standing.over:
-        stage.begin_epoch()
-        planned = batches(stage.order(standing.epoch), config.batch)[standing.done :]
-        saved = time.monotonic()
-        for rows, images in read_ahead(examples, planned, team):
-            done = ((standing.epoch - 1) * steps + standing.done) / (stage.epochs * steps)
-            stage.before_step(done)
-            key = (config.seed, stage.name, standing.epoch, standing.done)
-            loss, text = take_step(stage, module, rows, images, key, done, run)
-            team.average_statistics(module)
-            stage.after_step()
-            standing.losses.append(loss)
-            standing.done += 1
-            run.progress.step(f"loss {loss:.3f}{text}")
-            if time.monotonic() - saved > SAVE_EVERY and standing.done < steps:
-                _save(stage, standing, run)
-                saved = time.monotonic()
+        _train_epoch(stage, module, examples, standing, steps, run)
         _end_epoch(stage, standing, run)
     if not standing.kept_epoch:
         raise TrainingError(
@@ -171,6 +103,29 @@ def fit(stage: Stage, examples: Examples, run: Run) -> None:
         )
     stage.keep(standing.kept_weights)
     run.progress.note(f"{stage.name}: kept as after epoch {standing.kept_epoch}")
+
+
+def _train_epoch(
+    stage: Stage, module: nn.Module, examples: Examples, standing: Standing, steps: int, run: Run
+) -> None:
+    """The steps of an epoch that are not done yet. steps: of a whole epoch."""
+    stage.begin_epoch()
+    order = stage.order(standing.epoch)
+    planned = batches(order, run.recipe.run.batch)[standing.done :]
+    saved = time.monotonic()
+    for rows, images in read_ahead(examples, planned, run.team):
+        done = ((standing.epoch - 1) * steps + standing.done) / (stage.epochs * steps)
+        stage.before_step(done)
+        key = (run.recipe.run.seed, stage.name, standing.epoch, standing.done)
+        loss, text = take_step(stage, module, rows, images, key, done, run)
+        run.team.average_statistics(module)
+        stage.after_step()
+        standing.losses.append(loss)
+        standing.done += 1
+        run.progress.step(f"loss {loss:.3f}{text}")
+        if time.monotonic() - saved > run.save_every and standing.done < steps:
+            _save(stage, standing, run)
+            saved = time.monotonic()
 
 
 def batches(order: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
@@ -208,33 +163,29 @@ def take_step(
     done: float,
     run: Run,
 ) -> tuple[float, str]:
-    """One step of the optimiser; the mean loss over the whole batch of all processes.
+    """One step of the optimiser: the mean loss over the whole batch of all processes, and a text.
 
-    key: of its random numbers; the place in the whole batch is an example's, which an epoch may
-    take more than once.
+    rows: (B,) of the whole batch. images: this process's share of it, (b, C, S, S).
+    key: of its random numbers; beside it an example's place in the whole batch counts, for an epoch
+        may take an example more than once.
+    done: share of the stage's steps that are done.
     """
-    config, team = run.config, run.team
-    own, places = team.share(rows), team.share(np.arange(len(rows)))
-    parts = np.array_split(np.arange(len(own)), min(config.accumulate, len(own)))
+    computing, team = run.recipe.run, run.team
+    share, places = team.share(rows), team.share(np.arange(len(rows)))
+    draws = Draws(key, places)
     stage.optimiser.zero_grad()
-    loss = torch.zeros((), dtype=torch.float64, device=team.device)
-    figures: dict[str, float] = {}
-    for number, part in enumerate(parts, start=1):
-        draws = Draws(key, places[part])
-        with team.averaging(module, now=number == len(parts)):
-            with mixed_precision(config.device, enabled=config.bfloat16):
-                seen = stage.augmented(images[part[0] : part[-1] + 1], draws)
-                losses: Losses = module(Batch(images=seen, rows=own[part], draws=draws, done=done))
-            total = losses.loss.float().sum()
-            # gradients are averaged over the processes: this is the mean over the whole batch
-            scaled = total * (team.size / len(rows))
-            scaled.backward()  # type: ignore[no-untyped-call]
-        loss += total.detach().double()
-        figures = {k: float(v.float().mean()) for k, v in losses.figures.items()}
-    mean = team.total(loss) / len(rows)
+    with mixed_precision(computing.device, enabled=computing.bfloat16 is True):
+        seen = stage.augmented(images, draws)
+        losses: Losses = module(Batch(images=seen, rows=share, draws=draws, done=done))
+    total = losses.loss.float().sum()
+    # gradients are averaged over the processes: this is the mean over the whole batch
+    scaled = total * (team.size / len(rows))
+    scaled.backward()  # type: ignore[no-untyped-call]
+    mean = team.total(total.detach().double()) / len(rows)
     if not np.isfinite(mean):
         raise TrainingError(f"the loss of the {stage.name} is not finite (NaN): {stage.advice}")
     stage.optimiser.step()
+    figures = {name: float(value.float().mean()) for name, value in losses.figures.items()}
     return mean, "".join(f"  {name} {value:.2f}" for name, value in figures.items())
 
 
@@ -266,13 +217,13 @@ def _save(stage: Stage, standing: Standing, run: Run) -> None:
 
 
 def _resume(stage: Stage, run: Run) -> Standing | None:
-    """Where the stage stands: at its start, or where the checkpoint says; None where it is over."""
-    found = run.checkpoints.load() if run.checkpoints and run.goes_on else None
-    if found is None:
+    """Where the stage stands: at its start, or where the checkpoint says; None if it is over."""
+    content = run.checkpoints.load() if run.checkpoints and run.goes_on else None
+    if content is None:
         standing = Standing(stage=stage.name)
         _save(stage, standing, run)
         return standing
-    standing, epochs, states = found
+    standing, epochs, states = content
     run.network.load_state_dict(states["network"])
     run.epochs[:] = epochs
     if standing.stage != stage.name:

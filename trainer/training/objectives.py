@@ -2,8 +2,7 @@
 
 NEMt (equation (2) of the paper, in its deletion form), for one target or for the predicted output:
 
-    L = -fall^exponent + λ₁ · mean(mask) [+ λ₃ · max(0, response(x) - response(kept))²]
-        [+ μ · (1 - agreement with single squares)]
+    L = -fall^exponent + λ₁ · mean(mask) [+ μ · (1 - agreement with single squares)]
     fall = response(x) - response(x · (1 - mask) + fill · mask)
 
 The last term is beyond the paper; see agreement.py.
@@ -24,22 +23,18 @@ mask is evidence, and λ₁ does not depend on the image's size, for the norm is
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal as OneOf
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nemt_dicom.model.network import ExplainedNetwork, Fill, filled, remove
+from nemt_dicom.model.network import ExplainedNetwork, filled, remove
 
 from .agreement import agreement_with_squares
+from .recipe import Response, TrainingFill
 
-Response = OneOf["probability", "logit", "evidence"]
 LOGIT_SCALE = 4.0
 """Divides the log odds of the response "logit": without it λ₁ = 1/2 is no price at all."""
-
-TrainingFill = Fill | OneOf["mixed"]
-"""Of a training image; "mixed" is black, mean or blur, a third of the images each."""
 
 
 def respond(log_odds: Tensor, response: Response) -> Tensor:
@@ -61,8 +56,8 @@ def respond(log_odds: Tensor, response: Response) -> Tensor:
 def fill_of(images: Tensor, fill: TrainingFill, choice: Tensor | None) -> Tensor:
     """What takes the place of removed pixels, (B, C, S, S).
 
-    choice: (B,) in [0, 1), which of the three each image meets where the fill is "mixed"; blur for
-    all where None.
+    choice: (B,) in [0, 1), which of the three each image meets if the fill is "mixed"; None: blur
+        for all.
     """
     if fill != "mixed":
         return filled(images, fill)
@@ -120,17 +115,20 @@ gradient to the explanation module only."""
 class Deletion:
     """The smallest region whose removal lowers the response most; equation (2).
 
-    area_weight: λ₁. fill: what takes the place of removed pixels; black as in the paper, the
-    image's mean, or its blurred self, which stays closest to a radiograph.
-    response: see `respond`. exponent: of the fall. The paper's 2 pays little for a small fall and
-    more for each further one, so that a mask is worth most where it covers both lungs; 1 pays for
-    each alike. fall_only: reward max(0, fall), so that a rise of the response earns nothing; the
-    paper rewards both. preservation: λ₃, which asks that the evidence alone keeps the response.
-    agreement: μ, which asks that the mask that is served follows what single squares matter.
-    scale: what the response is divided by; 1 in the paper. With its mean on training positives λ₁
-    is the share of the response that a mask of the whole image has to earn, for any classifier.
+    The network's `explains` says whether that is the target's response or the predicted output's.
 
-    Whether the target or the predicted output is explained is the network's `explains`.
+    area_weight: λ₁, price of a mask of the whole image.
+    fill: what takes the place of removed pixels: black as in the paper, the image's mean, or its
+        blurred self, which stays closest to a radiograph.
+    response: see `respond`.
+    exponent: power of the fall. The paper's 2 pays little for a small fall and more for each
+        further one, so that a mask is worth most if it covers both lungs; 1 pays for each alike.
+    fall_only: reward max(0, fall), so that a rise of the response earns nothing; the paper rewards
+        both.
+    agreement: μ, weight of the served mask following what single squares matter; 0: off.
+    scale: what the response is divided by; 1 in the paper. With its mean on training positives λ₁
+        is the share of the response that a mask of the whole image has to earn, whichever the
+        classifier.
     """
 
     area_weight: float
@@ -138,7 +136,6 @@ class Deletion:
     response: Response
     exponent: float
     fall_only: bool
-    preservation: float
     agreement: float = 0.0
     scale: float = 1.0
 
@@ -170,7 +167,7 @@ class Deletion:
         background: Tensor,
         price: float = 1.0,
     ) -> Terms:
-        """The loss of a given mask (B, 1, S, S), 1 = evidence; logits: (B, outputs) of the images.
+        """The loss of a mask (B, 1, S, S), 1 = evidence. logits: (B, outputs) of the images.
 
         background: what takes the place of removed pixels. The output is the same before and
         after: the one explained of the whole image.
@@ -183,10 +180,6 @@ class Deletion:
         reward = (change.clamp(min=0) if self.fall_only else change.abs()) ** self.exponent
         area = mask.float().mean(dim=(-3, -2, -1))
         loss = -reward + price * self.area_weight * area
-        if self.preservation:
-            kept = network.log_odds(network.logits(remove(images, 1 - mask, background)), index)
-            lost = (respond(whole, self.response) - respond(kept, self.response)) / self.scale
-            loss = loss + self.preservation * lost.clamp(min=0) ** 2
         fall = torch.sigmoid(whole) - torch.sigmoid(without)
         return Terms(loss=loss, fall=fall.detach(), area=area.detach())
 

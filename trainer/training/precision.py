@@ -1,8 +1,9 @@
-"""The processor, and the precision that a training step is computed in.
+"""The processor, its memory, and the precision that a training step is computed in.
 
 Validation is always float32.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,25 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from nemt_dicom.errors import TrainingError
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of glibc's `mallopt`."""
+
+
+def keep_memory() -> None:
+    """Lets the process keep freed memory instead of giving it back to the system at once.
+
+    Feature maps are blocks of megabytes that come and go with every layer. glibc maps each anew
+    and gives it back, and the system clears every page again: a batch of 32 through
+    EfficientNet-Lite0 took 21 ms an image, and 10 ms without that (2 threads, AMD EPYC). Nothing
+    happens where the C library is another one.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def require_device(device: str) -> None:

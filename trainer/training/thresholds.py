@@ -1,9 +1,8 @@
 """The three numbers a bundle decides by, chosen on validation images; no box is looked at.
 
-decision_threshold: where a sensitivity is asked for, the highest p that reaches it; else, of those
-whose Youden's J (sensitivity + specificity - 1) is within 0.05 of
-the largest, the lowest p: on a few dozen images the curve is flat and its peak an accident, and a
-mask withheld from a positive costs more than one shown, with p beside it, on a negative.
+decision_threshold: of those whose Youden's J (sensitivity + specificity - 1) is within 0.05 of the
+largest, the lowest p: on a few dozen images the curve is flat and its peak an accident, and a mask
+withheld from a positive costs more than one shown, with p beside it, on a negative.
 mask_threshold: the one at which most validation positives get a segment drawn, under the evidence
 margin that it brings with it; of those within 0.05 of that the highest: its segments are smallest.
 evidence_margin: the 95th percentile, over validation images that have a segment, of the fall of p
@@ -23,7 +22,7 @@ from nemt_dicom.model.network import ExplainedNetwork
 from ..data.examples import Examples
 from ..inference import falls, soft_masks
 from ..progress import Progress
-from .recipe import TrainingConfig
+from .recipe import Fill, Recipe
 
 CANDIDATES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 TOLERANCE = 0.05
@@ -38,20 +37,22 @@ Masks = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Level:
-    """What one mask threshold gives. rows: the images that have a segment; the rest are of these.
+    """What one mask threshold gives for the n images that have a segment.
 
-    own, area: fall of p without the segment, share of the image. moved: the falls, (n, moves), with
-    the segment moved elsewhere.
+    rows: (n,) their numbers.
+    fall: (n,) fall of p without the segment.
+    area: (n,) share of the image that the segment covers.
+    moved: (n, moves) fall of p without the segment moved elsewhere.
     """
 
     rows: NDArray[np.intp]
-    own: NDArray[np.float32]
+    fall: NDArray[np.float32]
     area: NDArray[np.float32]
     moved: NDArray[np.float32]
 
     @property
     def margin(self) -> float:
-        """95th percentile of the fall when a segment is moved elsewhere."""
+        """95th percentile of the fall without a segment moved elsewhere."""
         return float(np.percentile(self.moved, 95))
 
 
@@ -67,14 +68,6 @@ class Thresholds:
 
 FIXED = Thresholds(decision_threshold=0.0, mask_threshold=0.5, evidence_margin=-1.0, found={})
 """Of a bundle that decides nothing: one that explains a representation or whatever is predicted."""
-
-
-def for_sensitivity(
-    scores: NDArray[np.float32], labels: NDArray[np.float32], sensitivity: float
-) -> float:
-    """The highest threshold that at least this share of the positives reaches."""
-    positive = np.sort(scores[labels > 0.5])[::-1]
-    return float(positive[int(np.ceil(sensitivity * len(positive) - 1e-9)) - 1])
 
 
 def youden(scores: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
@@ -106,61 +99,87 @@ def move(segment: Masks, generator: np.random.Generator) -> Masks:
     return best
 
 
-def choose_thresholds(
-    network: ExplainedNetwork, validation: Examples, config: TrainingConfig, progress: Progress
-) -> Thresholds:
-    """Chooses all three. Raises `TrainingError` where no validation image has a segment."""
-    generator = np.random.default_rng(config.seed)
-    images = validation.images
-    probability, masks = soft_masks(network, images)
-    inside = validation.inside[:, 0]
-    decision = (
-        youden(probability, validation.labels)
-        if config.sensitivity is None
-        else for_sensitivity(probability, validation.labels, config.sensitivity)
-    )
-    decision = math.floor(decision * 1e4) / 1e4  # as it is written, and no higher
-    positive = validation.labels > 0.5
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Answers:
+    """What the network says of the validation images, and how their segments are looked at.
 
-    def look(level: float, moves: int) -> Level | None:
-        segments = (masks >= level) & inside
+    images: (N, C, S, S) float32 in [0, 1].
+    probability: (N,) of the target.
+    masks: (N, S, S) float32 in [0, 1], 1 = evidence.
+    inside: (N, S, S) bool: where the image is, and not the black beside it.
+    positive: (N,) bool: the label.
+    fill: what takes the place of removed pixels.
+    """
+
+    network: ExplainedNetwork
+    images: NDArray[np.float32]
+    probability: NDArray[np.float32]
+    masks: NDArray[np.float32]
+    inside: Masks
+    positive: NDArray[np.bool_]
+    fill: Fill
+
+    def level(self, threshold: float, moves: int, generator: np.random.Generator) -> Level | None:
+        """What a mask threshold gives; None if no image has a segment. moves: places to compare."""
+        segments = (self.masks >= threshold) & self.inside
         rows = np.flatnonzero(segments.any(axis=(1, 2)))
         if not len(rows):
             return None
         chosen = segments[rows]
 
         def fall(where: Masks) -> NDArray[np.float32]:
-            return falls(network, images[rows], probability[rows], where, config.served_fill)
+            return falls(self.network, self.images[rows], self.probability[rows], where, self.fill)
 
         elsewhere = [
-            fall(np.stack([move(s, generator) for s in chosen]) & inside[rows])
+            fall(np.stack([move(s, generator) for s in chosen]) & self.inside[rows])
             for _ in range(moves)
         ]
         return Level(
             rows=rows,
-            own=fall(chosen),
+            fall=fall(chosen),
             area=chosen.mean(axis=(1, 2), dtype=np.float32),
             moved=np.stack(elsewhere, axis=1),
         )
 
-    def drawn(level: Level, of: NDArray[np.bool_]) -> float:
-        shown = (level.own > level.margin) & (probability[level.rows] >= decision)
-        return float(of[level.rows[shown]].sum() / of.sum())
+    def drawn(self, level: Level, decision: float, among: NDArray[np.bool_]) -> float:
+        """Share of these images, (N,) bool, that get a segment drawn."""
+        shown = (level.fall > level.margin) & (self.probability[level.rows] >= decision)
+        return float(among[level.rows[shown]].sum() / among.sum())
 
+
+def choose_thresholds(
+    network: ExplainedNetwork, validation: Examples, recipe: Recipe, progress: Progress
+) -> Thresholds:
+    """Chooses all three. Raises `TrainingError` if no validation image has a segment."""
+    generator = np.random.default_rng(recipe.run.seed)
+    images = validation.images
+    probability, masks = soft_masks(network, images)
+    answers = _Answers(
+        network=network,
+        images=images,
+        probability=probability,
+        masks=masks,
+        inside=validation.inside[:, 0],
+        positive=validation.labels > 0.5,
+        fill=recipe.served_fill,
+    )
+    decision = youden(probability, validation.labels)
+    decision = math.floor(decision * 1e4) / 1e4  # as it is written, and no higher
     progress.stage("thresholds", len(CANDIDATES) + 1)
-    found: dict[float, Level] = {}
+    levels: dict[float, Level] = {}
     for candidate in CANDIDATES:
-        level = look(candidate, MOVES // 2)
+        level = answers.level(candidate, MOVES // 2, generator)
         if level is not None:
-            found[candidate] = level
+            levels[candidate] = level
         progress.step(f"mask >= {candidate:.1f}")
-    if not found:
+    if not levels:
         raise TrainingError("no validation image has a segment at any mask threshold")
-    shares = {candidate: drawn(level, positive) for candidate, level in found.items()}
+    positive = answers.positive
+    shares = {c: answers.drawn(level, decision, positive) for c, level in levels.items()}
     chosen = max(c for c, share in shares.items() if share >= max(shares.values()) - TOLERANCE)
-    final = look(chosen, MOVES)
+    final = answers.level(chosen, MOVES, generator)
     progress.step()
-    assert final is not None  # it was found above
+    assert final is not None  # it has segments, as before
     return Thresholds(
         decision_threshold=decision,
         mask_threshold=chosen,
@@ -169,16 +188,16 @@ def choose_thresholds(
             "sensitivity": float((probability[positive] >= decision).mean()),
             "specificity": float((probability[~positive] < decision).mean()),
             "images_with_segment": len(final.rows),
-            "drawn_share_positives": drawn(final, positive),
-            "drawn_share_negatives": drawn(final, ~positive),
+            "drawn_share_positives": answers.drawn(final, decision, positive),
+            "drawn_share_negatives": answers.drawn(final, decision, ~positive),
             "by_mask_threshold": {
-                str(c): {
-                    "drawn_share_positives": shares[c],
+                str(candidate): {
+                    "drawn_share_positives": shares[candidate],
                     "margin": level.margin,
-                    "mean_fall": float(level.own.mean()),
+                    "mean_fall": float(level.fall.mean()),
                     "mean_area": float(level.area.mean()),
                 }
-                for c, level in found.items()
+                for candidate, level in levels.items()
             },
         },
     )

