@@ -7,19 +7,24 @@ images that have ground truth.
 
 import json
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nemt_dicom.errors import DataError, TrainingError
+from nemt_dicom.model.evaluation import Scores
 
+from .arrays import Regions
 from .data.examples import Examples
 from .data.ground_truth import ground_truth
 from .data.layouts import file_name
 from .evaluation.maps import Attributed
-from .evaluation.methods import NEMT
-from .evaluation.scores import Evaluated, methods_table, scores
+from .evaluation.scores import Compared, methods_table, scores
+from .evaluation.settings import NEMT
+from .files import write_whole
 from .inference import soft_masks
+from .markdown import show
 from .prepare import (
     Prepared,
     begun_with,
@@ -32,7 +37,7 @@ from .prepare import (
 )
 from .progress import Progress
 from .report import training_curves as report
-from .statistics import average, figure
+from .statistics import Patients
 from .training.checkpoint import CheckpointFile, writing
 from .training.classifier import ClassifierStage
 from .training.distributed import Team
@@ -109,19 +114,17 @@ def run_ablation(config: TrainingConfig, places: Places, progress: Progress) -> 
         path = places.out / "target-model.pt"
         kept = replace(bare, checkpoints=CheckpointFile(path), goes_on=path.is_file())
         fit(stage, prepared.train, kept)
-    found: dict[str, Any] = {}
+    results: dict[str, Scores] = {}
     for name, recipe in recipes.items():
         path = places.out / f"{file_name(name)}.json"
         if not path.is_file():
             row = _measure(prepared, replace(bare, config=recipe, epochs=[]), test, rows, regions)
-            with writing(path):  # whole or not at all
-                part = path.with_suffix(".part")
-                part.write_text(json.dumps(row), encoding="utf-8")
-                part.replace(path)
-        found[name] = json.loads(path.read_text("utf-8"))
-    text = report.ablation_table(found)
-    (places.out / "ablation.md").write_text(text + "\n", encoding="utf-8")
-    report.draw_ablation(places.out / "ablation.png", found)
+            with writing(path):
+                write_whole(path, row.model_dump_json(exclude_none=True))
+        results[name] = Scores.model_validate_json(path.read_bytes())
+    text = report.ablation_table(results)
+    write_whole(places.out / "ablation.md", text + "\n")
+    report.draw_ablation(places.out / "ablation.png", results)
     return text
 
 
@@ -129,9 +132,9 @@ def _measure(
     prepared: Prepared,
     variant: Run,
     test: Examples,
-    rows: Any,
-    regions: Any,
-) -> dict[str, Any]:
+    rows: NDArray[np.intp],
+    regions: Regions,
+) -> Scores:
     """Trains one variant's explanation module from its beginning, and measures it."""
     network, recipe = prepared.network, variant.config
     network.smoothing.side = recipe.neighbourhood
@@ -145,17 +148,18 @@ def _measure(
     )
     fit(stage, prepared.train, variant)
     images = test.take(rows)
-    patients = [test.cases[i].patient for i in rows]
+    patients = Patients(test.patients).take(rows)
     _, masks = soft_masks(network, images)
-    compared = Evaluated(
+    compared = Compared(
         images=images, truth=regions, probability=network.probability, device=recipe.device
     )
-    columns = scores(compared, Attributed(found=dict(enumerate(masks))), gated=True)
-    row = methods_table({NEMT: columns}, patients)[NEMT]
+    columns = scores(compared, Attributed(by_row=dict(enumerate(masks))), is_mask=True)
+    columns["area"] = masks.mean(axis=(1, 2))
+    row = methods_table({NEMT: columns}, patients)[NEMT].scores
     variant.progress.note(
-        f"mass {row['relevance_mass']['mean']:.3f}, rank {row['relevance_rank']['mean']:.3f}"
+        f"relevance mass {show(row.relevance_mass)}, relevance rank {show(row.relevance_rank)}"
     )
-    return row | {"area": figure(average(masks.mean(axis=(1, 2))), patients)}
+    return row
 
 
 def _require_same(

@@ -12,6 +12,7 @@ from rich.markdown import Markdown
 
 from nemt_dicom.errors import NemtError, TrainingError
 from nemt_dicom.model.bundle import Bundle
+from nemt_dicom.model.evaluation_schema2 import from_schema_2
 
 from .ablation import run_ablation
 from .data.examples import default_cache
@@ -153,8 +154,9 @@ class _Nobody(Silent):
 
 
 def _summary(bundle: Bundle) -> str:
-    metrics = bundle.manifest.metrics
-    parts = [figures_table(metrics), paper_table(metrics), differences_table(metrics)]
+    evaluation = from_schema_2(bundle.manifest.metrics)
+    parts: list[str] = [figures_table(evaluation), paper_table(evaluation)]
+    parts.append(differences_table(evaluation))
     parts.append(
         f"bundle {bundle.digest[:12]} in {bundle.folder}; model card: "
         f"{bundle.folder / 'MODEL_CARD.md'}"

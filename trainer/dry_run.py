@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nemt_dicom.model.manifest import SplitCounts
 from nemt_dicom.model.network import ExplainedNetwork
 
 from .data.cases import Case, describe, find_cases
@@ -90,7 +91,9 @@ def dry_run(config: TrainingConfig, places: Places, progress: Progress) -> str:
         rows.append([name, str(steps), *figures, f"{steps / piped / 60:.1f}"])
     return "\n\n".join(
         [
-            splits_table(describe(dataset.cases)),
+            splits_table(
+                {k: SplitCounts(**counts) for k, counts in describe(dataset.cases).items()}
+            ),
             _sizes(network, len(dataset.cases), config, examples.store.shape[1]),
             _times(rows) if rows else "Nothing is trained.",
             f"Reading all images once: at most {reading / 60:.1f} minutes. Training, at most "

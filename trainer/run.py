@@ -20,7 +20,8 @@ from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.network import ExplainedNetwork
 
 from .data.examples import Examples
-from .evaluation.evaluate import evaluate, for_manifest
+from .evaluation.evaluate import evaluate
+from .evaluation.settings import EvaluationSettings
 from .inference import soft_masks
 from .manifest import describe_bundle
 from .prepare import (
@@ -37,6 +38,7 @@ from .provenance import code_state, device_name
 from .report import training_curves as report
 from .report.charts import draw_bars, draw_masks
 from .report.model_card import model_card
+from .report.schema2 import description_of, to_schema_2
 from .training.checkpoint import CheckpointFile, Epoch, writing
 from .training.classifier import ClassifierStage
 from .training.distributed import Team
@@ -53,8 +55,16 @@ SHOWN = 12
 """Validation images a label in the panel of masks."""
 
 
-def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | None:
+def run(
+    config: TrainingConfig,
+    places: Places,
+    progress: Progress,
+    *,
+    evaluation: EvaluationSettings | None = None,
+) -> Bundle | None:
     """Trains a bundle, writes it to `places.out` and its record to `places.out`/run.
+
+    evaluation: how the bundle is measured at the end; None: as a CPU can afford.
 
     Returns None in every process but the first. Raises `DataError` and `TrainingError`; nothing is
     trained before all data have been read.
@@ -105,7 +115,8 @@ def run(config: TrainingConfig, places: Places, progress: Progress) -> Bundle | 
         "code": code,
         "epochs": [[e.part, e.number, e.figures] for e in stages.epochs],
     }
-    bundle = finish(prepared, config, places, facts, progress)
+    measuring = evaluation or EvaluationSettings()
+    bundle = finish(prepared, config, places, facts, progress, evaluation=measuring)
     checkpoints.path.unlink(missing_ok=True)  # the bundle is whole: nothing is left to resume
     forget_teachers(folder)
     return bundle
@@ -134,6 +145,8 @@ def finish(
     places: Places,
     facts: dict[str, Any],
     progress: Progress,
+    *,
+    evaluation: EvaluationSettings,
 ) -> Bundle:
     """From a trained network to its bundle: thresholds, evaluation as it is served, model card.
 
@@ -156,10 +169,17 @@ def finish(
     }
     with writing(out):
         draft = bundles.save(out, network, description, "# Draft, not yet evaluated\n", half=half)
-    found = evaluate(draft, prepared.dataset, places.cache, device=config.device, progress=progress)
-    description["metrics"] = for_manifest(found.summary)
-    draw_bars(out / "run" / "comparison.png", found.summary)
-    card = model_card(description, network.architecture.to_manifest())
+    results = evaluate(
+        draft,
+        prepared.dataset,
+        places.cache,
+        device=config.device,
+        progress=progress,
+        settings=evaluation,
+    ).results
+    description["metrics"] = to_schema_2(results)
+    draw_bars(out / "run" / "comparison.png", results)
+    card = model_card(description_of(description), network.architecture, results)
     with writing(out):
         return bundles.save(out, network, description, card, half=half)
 
