@@ -12,7 +12,8 @@ from PIL import Image
 import nemt_dicom
 from nemt_dicom import pipeline
 from nemt_dicom.errors import BundleError, Refused
-from nemt_dicom.model.bundle import Bundle, golden_radiograph
+from nemt_dicom.model.bundle import Bundle
+from nemt_dicom.model.golden import golden_radiograph
 from tests.conftest import ROOT
 
 NAMES = {"Bundle", "Explainer", "Explanation", "Radiograph", "__version__", "explain_file"}

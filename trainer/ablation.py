@@ -5,7 +5,6 @@ probability, exponent 2, black fill, no warm-up) and one thing changed, and is m
 images that have ground truth.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,15 +14,18 @@ import torch
 from numpy.typing import NDArray
 
 from nemt_dicom.errors import DataError, TrainingError
+from nemt_dicom.model.evaluation import Scores
 
+from .arrays import Regions
 from .data.examples import Examples
 from .data.ground_truth import ground_truth
 from .data.layouts import file_name
 from .evaluation.maps import Attributed
-from .evaluation.methods import NEMT
-from .evaluation.scores import Evaluated, methods_table, scores
+from .evaluation.scores import Compared, methods_table, scores
+from .evaluation.settings import NEMT
 from .files import write_whole
 from .inference import soft_masks
+from .markdown import show
 from .prepare import (
     Prepared,
     account_of_start,
@@ -37,7 +39,7 @@ from .prepare import (
 )
 from .progress import Progress
 from .report import training_curves as report
-from .statistics import average, figure
+from .statistics import Patients
 from .training.checkpoint import CheckpointFile, writing
 from .training.classifier import ClassifierStage
 from .training.distributed import Team
@@ -124,17 +126,17 @@ def run_ablation(
     bare = replace(Run.bare(recipe, prepared.network, team), progress=progress)
     if places.target_model is None:
         _train_target_model(prepared, recipe, places, bare)
-    results: dict[str, Any] = {}
+    results: dict[str, Scores] = {}
     for name, variant in recipes.items():
         path = places.out / f"{file_name(name)}.json"
         if not path.is_file():
             row = _measure(prepared, replace(bare, recipe=variant, epochs=[]), test, rows, regions)
             with writing(path):
-                write_whole(path, json.dumps(row).encode())
-        results[name] = json.loads(path.read_text("utf-8"))
+                write_whole(path, row.model_dump_json(exclude_none=True))
+        results[name] = Scores.model_validate_json(path.read_bytes())
     text = report.ablation_table(results)
     with writing(places.out):
-        write_whole(places.out / "ablation.md", f"{text}\n".encode())
+        write_whole(places.out / "ablation.md", text + "\n")
         report.draw_ablation(places.out / "ablation.png", results)
     return text
 
@@ -158,8 +160,8 @@ def _measure(
     variant: Run,
     test: Examples,
     rows: NDArray[np.intp],
-    regions: Any,
-) -> dict[str, Any]:
+    regions: Regions,
+) -> Scores:
     """Trains one variant's explanation module from its beginning, and measures it.
 
     rows: numbers of the test images that have ground truth. regions: (n, S, S) bool, that truth.
@@ -176,17 +178,18 @@ def _measure(
     )
     fit(stage, prepared.train, variant)
     images = test.take(rows)
-    patients = [test.cases[i].patient for i in rows]
+    patients = Patients(test.patients).take(rows)
     _, masks = soft_masks(network, images)
-    compared = Evaluated(
+    compared = Compared(
         images=images, truth=regions, probability=network.probability, device=recipe.run.device
     )
-    columns = scores(compared, Attributed(found=dict(enumerate(masks))), gated=True)
-    row = methods_table({NEMT: columns}, patients)[NEMT]
+    columns = scores(compared, Attributed(by_row=dict(enumerate(masks))), is_mask=True)
+    columns["area"] = masks.mean(axis=(1, 2))
+    row = methods_table({NEMT: columns}, patients)[NEMT].scores
     variant.progress.note(
-        f"mass {row['relevance_mass']['mean']:.3f}, rank {row['relevance_rank']['mean']:.3f}"
+        f"relevance mass {show(row.relevance_mass)}, relevance rank {show(row.relevance_rank)}"
     )
-    return row | {"area": figure(average(masks.mean(axis=(1, 2))), patients)}
+    return row
 
 
 def _require_same(recipe: Recipe, prepared: Prepared, places: Places, progress: Progress) -> None:

@@ -20,7 +20,6 @@ from .dry_run import dry_run
 from .options import build_parser
 from .progress import Bars, Progress, Silent
 from .provenance import training_of
-from .report.publish import summary_of
 from .report.tables import differences_table, figures_table, paper_table
 from .run import CHECKPOINT, run
 from .training.places import Places
@@ -229,8 +228,10 @@ class _Nobody(Silent):
 
 
 def _summary(bundle: Bundle) -> str:
-    metrics = summary_of(bundle)
-    parts = [figures_table(metrics), paper_table(metrics), differences_table(metrics)]
+    evaluation = bundle.evaluation
+    assert evaluation is not None, "a run measures its bundle"
+    parts: list[str] = [figures_table(evaluation), paper_table(evaluation)]
+    parts.append(differences_table(evaluation))
     parts.append(
         f"model {bundle.model_digest[:12]} in {bundle.folder}; model card: "
         f"{bundle.folder / 'MODEL_CARD.md'}"

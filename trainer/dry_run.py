@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemt_dicom.model.manifest import SplitCounts
 from nemt_dicom.model.network import ExplainedNetwork
 
 from .data.cases import Case, describe
@@ -63,7 +64,9 @@ def dry_run(recipe: Recipe, places: Places, progress: Progress) -> str:
     heads = ["stage", "steps", "seconds a step", "minutes"]
     return "\n\n".join(
         [
-            splits_table(describe(dataset.cases)),
+            splits_table(
+                {k: SplitCounts(**counts) for k, counts in describe(dataset.cases).items()}
+            ),
             _sizes(network, len(dataset.cases), recipe, examples.store.shape[1]),
             table(heads, rows) if rows else "Nothing is trained.",
             f"Reading all images once: at most {reading / 60:.1f} minutes. Training, at most "

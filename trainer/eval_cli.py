@@ -18,38 +18,54 @@ from .data.cases import Dataset, find_cases_to_evaluate
 from .data.examples import default_cache
 from .data.tables import SPLITS
 from .evaluation.checks import verdict
+from .evaluation.choice import known_keys
 from .evaluation.evaluate import evaluate
 from .evaluation.methods import METHODS
-from .evaluation.plan import MEAN_OF_BOXES, Evaluation, Plan, known_methods
+from .evaluation.results import Measured
+from .evaluation.settings import MEAN_OF_BOXES, EvaluationSettings
 from .progress import Bars, Progress
 from .provenance import training_of
-from .report.html import write_comparison, write_report
+from .report.html import write_report
 from .report.model_card import model_card
-from .report.publish import evaluation_of, publish
+from .report.publish import publish
 from .report.tables import differences_table, figures_table, paper_table, time_table
+from .report.two_bundles import write_comparison
 from .seen_patients import require_unseen
 from .training.precision import keep_memory, require_device
 from .training.recipe import MOST_THREADS
 from .training.recipe_file import recorded_recipe
 
+DEFAULTS = EvaluationSettings()
 DESCRIPTION = """\
-Measures a bundle's explanations on labelled images that it was not trained on, and the methods that
-one would use otherwise on the same images and the same classifier: where they lie, whether p falls
-without what they name, whether they depend on the model, hold still, and say nothing where there is
-nothing to say. Research only."""
-EPILOG = """\
+Measures how good the explanations of a bundle are. It asks the bundle about labelled images that it
+was not trained on. On the same images, and for the same classifier, it asks other explanation
+methods. The report answers questions such as: Does the mask lie where people saw the finding? Does
+p fall if the marked pixels are removed? Does the mask depend on the model? Does it stay the same if
+the image changes a little? Is it empty if there is nothing to explain? Research only."""
+EPILOG = f"""\
 examples:
   nemt-eval --data rsna-mini --out report
-  nemt-eval --bundle runs/melanoma --data ham10000-mini --out report
-  nemt-eval --bundle runs/mine --data rsna --methods gradcam++,random --out quick
-  nemt-eval --data rsna-mini --out report
+      the bundle that ships, all methods, all tests
+  nemt-eval --bundle runs/mine --data rsna --methods gradcam++,random --quick --out quick
+      two other methods, no further tests: minutes
+  nemt-eval --bundle runs/mine --data rsna-mini --into-bundle --out published
+      writes the figures into the bundle and its model card, too
   nemt-eval compare runs/a runs/b --data rsna-mini --out compared
+      two bundles on the same images
 
---out gets report.html (one file), report.md, metrics.csv (a row an image and method), summary.json
-and the pictures. Maps and scores are kept in the cache: a second call computes only what is new,
-and a call that was stopped goes on with --resume. Without a GPU a method that takes over 5 s an
-image sees 20 images, chosen by a seed.
-exit status: 0 done (whatever the checks say), 1 failed, 2 wrong usage, 130 interrupted"""
+what --out gets:
+  report.html     the report, in one file
+  report.md       the same as text
+  metrics.csv     a row for each image and method
+  summary.json    every figure
+  *.png           the pictures of the report
+
+Maps and scores are kept in the cache. A second call computes only what is new, and a call that was
+stopped goes on with --resume. Without a GPU, a method that takes more than \
+{DEFAULTS.slow_seconds:g} s an image
+is asked for {DEFAULTS.subset} images only, chosen by a seed; the report says so.
+
+exit status: 0 done (whatever the answers are), 1 failed, 2 wrong usage, 130 interrupted"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,12 +81,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _shared(parser)
     parser.add_argument(
-        "--quick", action="store_true", help="the paper's table only, no further tests"
+        "--quick",
+        action="store_true",
+        help="only the figures of the paper's table; without removal curves, subgroups and the "
+        "tests of model dependence, stability and silence",
     )
     parser.add_argument(
         "--into-bundle",
         action="store_true",
-        help="write the figures into the bundle's evaluation.json and model card",
+        help="also write the figures into the bundle's evaluation.json and model card; its model "
+        "digest stays",
     )
     return parser
 
@@ -79,8 +99,8 @@ def build_compare_parser() -> argparse.ArgumentParser:
     """The command line of `nemt-eval compare`."""
     parser = argparse.ArgumentParser(
         prog="nemt-eval compare",
-        description="Holds the explanation modules of two bundles against each other, on the same "
-        "images, paired.",
+        description="Compares the explanation modules of two bundles on the same images. The "
+        "difference of each figure is paired by image.",
     )
     parser.add_argument("first", type=Path, metavar="A", help="model bundle")
     parser.add_argument("second", type=Path, metavar="B", help="model bundle")
@@ -96,7 +116,7 @@ def _shared(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=Path,
         metavar="DIR",
-        help="a data folder as nemt-train takes it, or a labels.csv; may be given several times",
+        help="labelled images: a data folder as for nemt-train, or a labels.csv; may be repeated",
     )
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="new folder for the report"
@@ -104,44 +124,58 @@ def _shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         metavar="A,B,...",
-        help=f"of {', '.join([*METHODS, MEAN_OF_BOXES])}; relax, u_relax for representations "
+        help="methods to compare with, separated by commas; there are: "
+        f"{', '.join([*METHODS, MEAN_OF_BOXES])}; for representations relax and u_relax, too "
         "(default: all)",
     )
     parser.add_argument(
         "--split",
         default="test",
         choices=SPLITS,
-        help="which images (default: test, of patients whom the bundle has not seen; all where "
-        "the data have no split)",
-    )
-    parser.add_argument("--resume", action="store_true", help="--out is there already: go on")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave missing and unreadable images out"
+        help="which images (default: test, and only patients whom the bundle has not seen); data "
+        "without a split are used whole",
     )
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
+        "--resume", action="store_true", help="go on in a folder --out that has files already"
     )
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads")
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out missing and unreadable images, with a note, instead of stopping",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute (default: auto, a GPU if there is one)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads (default: PyTorch's)"
+    )
     parser.add_argument(
         "--cache",
         type=Path,
         default=default_cache(),
         metavar="DIR",
-        help=f"images, maps and scores, for every run (default: {default_cache()})",
+        help=f"folder that keeps images, maps and scores for later calls "
+        f"(default: {default_cache()})",
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `nemt-eval`; returns the exit status."""
+def main(arguments: Sequence[str] | None = None, *, settings: EvaluationSettings = DEFAULTS) -> int:
+    """Entry point of `nemt-eval`; returns the exit status.
+
+    settings: of the evaluation, but for the ones that the command line names.
+    """
     keep_memory()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    comparing = given[:1] == ["compare"]
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    comparing = words[:1] == ["compare"]
     options = (
-        build_compare_parser().parse_args(given[1:])
+        build_compare_parser().parse_args(words[1:])
         if comparing
-        else build_parser().parse_args(given)
+        else build_parser().parse_args(words)
     )
-    options.command = shlex.join(["nemt-eval", *given])
+    options.command = shlex.join(["nemt-eval", *words])
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -149,8 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _set_threads(options.threads)
         _require_place(options.out, resume=options.resume)
         with Bars(Console(stderr=True)) as progress:
-            text = _compare(options, progress) if comparing else _evaluate(options, progress)
-    except NemtError as error:
+            run = _compare if comparing else _evaluate
+            text = run(options, settings, progress)
+    except (NemtError, OSError) as error:
         print(f"nemt-eval: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -171,49 +206,58 @@ def _set_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def _evaluate(options: argparse.Namespace, progress: Progress) -> str:
+def _evaluate(options: argparse.Namespace, settings: EvaluationSettings, progress: Progress) -> str:
     bundle = Bundle.load(options.bundle)
     if options.into_bundle and options.split != "test":
         raise DataError("a model card takes figures of the test split only: leave --split out")
     dataset = _dataset(bundle, options, progress)
-    plan = Plan(
-        methods=_methods(bundle, options),
-        split=options.split,
-        thorough=not options.quick,
-        skip_bad=options.skip_bad,
-    )
-    found = evaluate(
-        bundle, dataset, options.cache, device=options.device, progress=progress, plan=plan
-    )
+    further = {"methods": _methods(bundle, options), "thorough": not options.quick}
+    measured = _measure(bundle, dataset, options, settings.model_copy(update=further), progress)
+    results = measured.results
     progress.stage("report", 1)
-    write_report(options.out, bundle, found, command=options.command)
+    write_report(options.out, bundle, measured, command=options.command)
     progress.step()
-    parts = [figures_table(found.summary), paper_table(found.summary)]
-    parts += [differences_table(found.summary), time_table(found.summary)]
+    parts: list[str] = [figures_table(results), paper_table(results)]
+    parts += [differences_table(results), time_table(results)]
     if options.into_bundle:
-        card = model_card(bundle.manifest, found.summary)
-        written = publish(bundle, evaluation_of(found.summary), card)
+        card = model_card(bundle.manifest, bundle.architecture, results)
+        written = publish(bundle, results, card)
         parts.append(
             f"figures written into {written.folder}; the model is {written.model_digest[:12]}, as "
             "before"
         )
     parts.append(f"report: {options.out / 'report.html'}")
-    parts.append(verdict(found.summary["checks"]))
+    parts.append(verdict(results.checks))
     return "\n\n".join(parts)
 
 
-def _compare(options: argparse.Namespace, progress: Progress) -> str:
-    found: list[tuple[Bundle, Evaluation]] = []
+def _compare(options: argparse.Namespace, settings: EvaluationSettings, progress: Progress) -> str:
+    pairs: list[tuple[Bundle, Measured]] = []
     for folder in (options.first, options.second):
         bundle = Bundle.load(folder)
         dataset = _dataset(bundle, options, progress)
         methods = _methods(bundle, options) if options.methods else ()
-        plan = Plan(methods=methods, split=options.split, thorough=False, skip_bad=options.skip_bad)
-        evaluation = evaluate(
-            bundle, dataset, options.cache, device=options.device, progress=progress, plan=plan
-        )
-        found.append((bundle, evaluation))
-    return write_comparison(options.out, *found, command=options.command)
+        quick = settings.model_copy(update={"methods": methods, "thorough": False})
+        pairs.append((bundle, _measure(bundle, dataset, options, quick, progress)))
+    return write_comparison(options.out, *pairs, command=options.command)
+
+
+def _measure(
+    bundle: Bundle,
+    dataset: Dataset,
+    options: argparse.Namespace,
+    settings: EvaluationSettings,
+    progress: Progress,
+) -> Measured:
+    chosen = {"split": options.split, "skip_bad": options.skip_bad}
+    return evaluate(
+        bundle,
+        dataset,
+        options.cache,
+        device=options.device,
+        progress=progress,
+        settings=settings.model_copy(update=chosen),
+    )
 
 
 def _dataset(bundle: Bundle, options: argparse.Namespace, progress: Progress) -> Dataset:
@@ -236,7 +280,7 @@ def _dataset(bundle: Bundle, options: argparse.Namespace, progress: Progress) ->
 
 
 def _methods(bundle: Bundle, options: argparse.Namespace) -> tuple[str, ...]:
-    known = (*known_methods(bundle, options.device), MEAN_OF_BOXES)
+    known = known_keys(bundle)
     if options.methods is None:
         return known
     chosen = tuple(name.strip() for name in options.methods.split(",") if name.strip())

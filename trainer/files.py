@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all."""
+"""Files that appear whole or not at all."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A draft beside `path` to write to; what is in it then takes the place of `path` at once.
+    """A draft beside `path` to write to; it takes the place of `path` in one step at the end.
 
-    An error leaves `path` as it was and no draft. Raises `OSError`.
+    A kill leaves the old file or the new one. Several processes may write the same file; the last
+    one wins. An error leaves `path` as it was and no draft. Raises `OSError`.
     """
-    draft = path.with_name(f"{path.name}.draft")
+    draft = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.draft")
     try:
         yield draft
         draft.replace(path)
@@ -20,9 +22,13 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Replaces a file by these bytes, which are on the disk before. Raises `OSError`."""
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Replaces a file by these data, which are on the disk before the name is.
+
+    Text is written as UTF-8. Raises `OSError`.
+    """
+    content = data.encode() if isinstance(data, str) else data
     with replacing(path) as draft, draft.open("wb") as file:
-        file.write(data)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())

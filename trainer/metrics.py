@@ -1,9 +1,8 @@
 """Figures of merit of a classifier and of attribution maps.
 
-Mass and rank are our own, for they are wanted of every map on every image, and so are the pointing
-game and the overlap, a line each; the tests hold them to Quantus. Complexity, sparseness and
-faithfulness are computed by Quantus. But for the overlap all see each map min-max
-normalised to [0, 1].
+Mass, rank, pointing game and overlap are our own code: mass and rank are needed for every map on
+every image at once. The tests compare them with Quantus. Complexity, sparseness and faithfulness
+are computed by Quantus. All but the overlap see each map min-max normalised to [0, 1].
 """
 
 import warnings
@@ -20,14 +19,15 @@ from torch import Tensor, nn
 
 Values = NDArray[np.float64] | NDArray[np.float32]
 Region = NDArray[np.bool_]
-Scores = NDArray[np.float64]
+PerImage = NDArray[np.float64]
+"""A score of each image (N,); of `relevance_mass` and `relevance_rank` (maps, regions)."""
 Probability = Callable[[Tensor], Tensor]
 """Images (B, C, S, S) in [0, 1] -> probability of the target (B,), or of all outputs (B, K)."""
 
 FAITHFULNESS_STEPS = 56
 """Steps in which an image's pixels are removed: the paper's 224 * 4 pixels each, at 224 x 224."""
 QUANTUS = {"normalise": False, "abs": False, "disable_warnings": True}
-"""The maps come normalised, and nothing in [0, 1] has another absolute value."""
+"""The maps come normalised, and in [0, 1] every value is its own absolute value."""
 
 
 def min_max(attribution: Values) -> NDArray[np.float64]:
@@ -38,7 +38,7 @@ def min_max(attribution: Values) -> NDArray[np.float64]:
     return (np.asarray(attribution, np.float64) - low) / (high - low)
 
 
-def relevance_mass(attributions: Sequence[Values], regions: Sequence[Region]) -> Scores:
+def relevance_mass(attributions: Sequence[Values], regions: Sequence[Region]) -> PerImage:
     """Share of each min-max normalised map that lies in each region: (maps, regions).
 
     Quantus' RelevanceMassAccuracy.
@@ -48,7 +48,7 @@ def relevance_mass(attributions: Sequence[Values], regions: Sequence[Region]) ->
     return np.asarray(maps @ areas.T / maps.sum(axis=1, keepdims=True))
 
 
-def relevance_rank(attributions: Sequence[Values], regions: Sequence[Region]) -> Scores:
+def relevance_rank(attributions: Sequence[Values], regions: Sequence[Region]) -> PerImage:
     """Hits / k among a map's k highest pixels, k the region's size: (maps, regions).
 
     Quantus' RelevanceRankAccuracy. A constant map ranks nothing and scores the region's share.
@@ -65,19 +65,19 @@ def relevance_rank(attributions: Sequence[Values], regions: Sequence[Region]) ->
     return scores
 
 
-def pointing_game(attributions: Sequence[Values], regions: Sequence[Region]) -> Scores:
+def pointing_game(attributions: Sequence[Values], regions: Sequence[Region]) -> PerImage:
     """1 where a highest pixel of a map lies in its region, else 0: (maps,).
 
     Quantus' PointingGame. A constant map points nowhere and scores the region's share.
     """
-    found = np.empty(len(attributions))
+    hits = np.empty(len(attributions))
     for i, (attribution, region) in enumerate(zip(attributions, regions, strict=True)):
         high = attribution.max()
-        found[i] = region[attribution == high].any() if high > attribution.min() else region.mean()
-    return found
+        hits[i] = region[attribution == high].any() if high > attribution.min() else region.mean()
+    return hits
 
 
-def overlap(segments: Sequence[Region], regions: Sequence[Region]) -> Scores:
+def overlap(segments: Sequence[Region], regions: Sequence[Region]) -> PerImage:
     """Intersection over union of each segment with its region: (maps,). Two empty ones agree."""
     pairs = list(zip(segments, regions, strict=True))
     unions = [int((a | b).sum()) for a, b in pairs]
@@ -86,7 +86,7 @@ def overlap(segments: Sequence[Region], regions: Sequence[Region]) -> Scores:
     )
 
 
-def complexity(attributions: Sequence[Values]) -> Scores:
+def complexity(attributions: Sequence[Values]) -> PerImage:
     """Entropy of each map as shares of its sum: 0 for one pixel, log(S * S) for a constant map.
 
     Quantus' Complexity.
@@ -95,7 +95,7 @@ def complexity(attributions: Sequence[Values]) -> Scores:
     return _by_quantus("Complexity", attributions, constant=float(np.log(pixels)))
 
 
-def sparseness(attributions: Sequence[Values]) -> Scores:
+def sparseness(attributions: Sequence[Values]) -> PerImage:
     """Gini index of each map: 0 for a constant map, near 1 for one pixel.
 
     Quantus' Sparseness.
@@ -121,16 +121,17 @@ def faithfulness(
     index: NDArray[np.intp] | None = None,
     device: str = "cpu",
     batch: int = 32,
-) -> Scores:
+) -> PerImage:
     """Correlation between what a step's pixels claim and how far p falls without them, an image.
 
     Quantus' FaithfulnessEstimate: pixels in order of their attribution, highest first, are made
     black a step at a time, each step from the whole image. "Black" is Quantus' word for the
     image's own minimum. Of colour images Quantus removes single values, not pixels: a step keeps
-    its size and there are three times as many. index: which output is explained of each image (N,),
-    where `probability` gives them all.
+    its size and there are three times as many.
 
-    NaN where it is not defined: a constant map, or a p that no step changes.
+    attributions: maps (S, S). images: (N, C, S, S) in [0, 1]. index: (N,), which output is
+    explained of each image, if `probability` gives all outputs. Returns (N,) in [-1, 1]; NaN where
+    it is not defined: a constant map, or a p that no step changes.
     """
     return _by_quantus(
         "FaithfulnessEstimate",
@@ -155,8 +156,8 @@ class _Target(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            found = self.probability(images)
-            return found if found.ndim > 1 else found[:, None]
+            p = self.probability(images)
+            return p if p.ndim > 1 else p[:, None]
 
 
 def _by_quantus(
@@ -168,7 +169,7 @@ def _by_quantus(
     index: NDArray[np.intp] | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
     call: Mapping[str, Any] = MappingProxyType({"model": None}),
-) -> Scores:
+) -> PerImage:
     """One score a map. Quantus refuses maps that are constant: their score is `constant`.
 
     Quantus works in place, here on the copy that `min_max` has made. It takes no softmax: of a

@@ -19,6 +19,7 @@ from nemt_dicom.model.network import ExplainedNetwork
 
 from .data.examples import Examples
 from .evaluation.evaluate import evaluate
+from .evaluation.settings import EvaluationSettings
 from .files import write_whole
 from .inference import soft_masks
 from .manifest import describe_bundle, records
@@ -37,7 +38,7 @@ from .provenance import code_state, device_name
 from .record import draw_panel, recorder
 from .report.charts import draw_bars
 from .report.model_card import model_card
-from .report.publish import evaluation_of, publish
+from .report.publish import publish
 from .training.checkpoint import CheckpointFile, Epoch, writing
 from .training.classifier import ClassifierStage
 from .training.distributed import Team
@@ -73,8 +74,16 @@ class Trained:
     team: Team
 
 
-def run(recipe: Recipe, places: Places, progress: Progress) -> Bundle | None:
+def run(
+    recipe: Recipe,
+    places: Places,
+    progress: Progress,
+    *,
+    evaluation: EvaluationSettings | None = None,
+) -> Bundle | None:
     """Trains a bundle, writes it to `places.out` and its record to `places.out`/run.
+
+    evaluation: how the bundle is measured at the end; None: as a CPU can afford.
 
     Returns None in every process but the first. Raises `DataError` and `TrainingError`; nothing is
     trained before all data have been read.
@@ -92,7 +101,8 @@ def run(recipe: Recipe, places: Places, progress: Progress) -> Bundle | None:
         "code": code,
         "epochs": records(trained.epochs),
     }
-    bundle = finish(trained.prepared, recipe, places, facts, log)
+    measuring = evaluation or EvaluationSettings()
+    bundle = finish(trained.prepared, recipe, places, facts, log, evaluation=measuring)
     (folder / CHECKPOINT).unlink(missing_ok=True)  # the bundle is whole: nothing is left to resume
     forget_teachers(folder)
     log.line(f"bundle {bundle.digest[:12]} in {bundle.folder}")
@@ -157,6 +167,8 @@ def finish(
     places: Places,
     facts: dict[str, Any],
     progress: Progress,
+    *,
+    evaluation: EvaluationSettings,
 ) -> Bundle:
     """From a trained network to its bundle: thresholds, evaluation as it is served, model card.
 
@@ -179,13 +191,18 @@ def finish(
     description = describe_bundle(prepared.dataset, recipe, places, network, thresholds, facts)
     with writing(out):
         draft = bundles.save(out, network, description, "# Draft, not yet evaluated\n", half=half)
-    found = evaluate(
-        draft, prepared.dataset, places.cache, device=recipe.run.device, progress=progress
-    )
-    draw_bars(out / "run" / "comparison.png", found.summary)
-    card = model_card(draft.manifest, found.summary)
+    results = evaluate(
+        draft,
+        prepared.dataset,
+        places.cache,
+        device=recipe.run.device,
+        progress=progress,
+        settings=evaluation,
+    ).results
+    draw_bars(out / "run" / "comparison.png", results)
+    card = model_card(draft.manifest, network.architecture, results)
     with writing(out):
-        return publish(draft, evaluation_of(found.summary), card)
+        return publish(draft, results, card)
 
 
 def round_to_half(network: ExplainedNetwork, validation: Examples) -> tuple[bool, float]:

@@ -1,6 +1,7 @@
 """Figures with their 95 % intervals, by a bootstrap over patients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -8,31 +9,68 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from nemt_dicom.model.evaluation import Figure
+
 Values = NDArray[np.float64] | NDArray[np.float32]
-Statistic = Callable[[NDArray[np.intp]], float]
+Rows = NDArray[np.intp]
+Statistic = Callable[[Rows], float]
 """Row numbers -> a number; NaN if it is not defined for these rows."""
 
 RESAMPLES = 2000
+"""Bootstrap resamples of an interval (Efron, Tibshirani 1993 ask for 1000 or more)."""
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Whose images the rows of a figure are, and how its interval is made.
+
+    names: the patient of each row.
+    resamples: how many times all patients are drawn with replacement.
+    """
+
+    names: tuple[str, ...]
+    resamples: int = RESAMPLES
+
+    def __len__(self) -> int:
+        """The number of rows, that is, of images."""
+        return len(self.names)
+
+    def take(self, rows: Iterable[Any]) -> "Patients":
+        """The patients of these rows."""
+        return replace(self, names=tuple(self.names[int(row)] for row in rows))
 
 
 def area_under_curve(scores: Values, labels: Values) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties half."""
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties half.
+
+    From ranks (Mann and Whitney's U). scores, labels: (N,), a label above 0.5 is positive. NaN if
+    one of the labels does not occur.
+    """
     positive, negative = scores[labels > 0.5], scores[labels < 0.5]
     if not len(positive) or not len(negative):
         return float("nan")
     ranks = rankdata(np.concatenate([positive, negative]))[: len(positive)]
-    above = ranks.sum() - len(positive) * (len(positive) + 1) / 2  # Mann and Whitney's U
+    above = ranks.sum() - len(positive) * (len(positive) + 1) / 2
     return float(above / (len(positive) * len(negative)))
 
 
-def figure(statistic: Statistic, patients: Sequence[str]) -> dict[str, float]:
-    """A statistic of rows with its interval, rounded to 5 digits.
+def figure(statistic: Statistic, patients: Patients) -> Figure:
+    """A statistic of all rows with its interval, rounded to 5 significant digits.
 
-    patients: the patient of each row. Keys: mean (the value, if it is no mean), lo, hi, n.
+    Raises pydantic's `ValidationError` (a `ValueError`) if the statistic is NaN for all rows.
     """
     low, high = bootstrap(statistic, patients)
-    numbers = {"mean": statistic(np.arange(len(patients))), "lo": low, "hi": high}
-    return {name: float(f"{value:.5g}") for name, value in numbers.items()} | {"n": len(patients)}
+    value = statistic(np.arange(len(patients)))
+    return Figure(mean=_rounded(value), lo=_rounded(low), hi=_rounded(high), n=len(patients))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def constant(value: float, n: int = 1) -> Figure:
+    """A figure without spread: a single measurement."""
+    return Figure(mean=_rounded(value), lo=_rounded(value), hi=_rounded(value), n=n)
 
 
 def average(values: NDArray[Any]) -> Statistic:
@@ -40,42 +78,44 @@ def average(values: NDArray[Any]) -> Statistic:
     return lambda rows: float(values[rows].mean())
 
 
-def mean(values: NDArray[Any], patients: Sequence[str]) -> dict[str, float] | None:
-    """The mean of the values that are defined (not NaN), or None if none is."""
+def mean(values: NDArray[Any], patients: Patients) -> Figure | None:
+    """The mean of the values (N,) that are defined (not NaN), or None if none is."""
     defined = np.flatnonzero(np.isfinite(values))
     if not len(defined):
         return None
-    return figure(average(values[defined]), [patients[i] for i in defined.tolist()])
+    return figure(average(values[defined]), patients.take(defined))
 
 
-def ratio(
-    numerator: Values, denominator: Values, patients: Sequence[str]
-) -> dict[str, float] | None:
-    """The ratio of two means over the rows that have both values; None if no row has."""
+def ratio(numerator: Values, denominator: Values, patients: Patients) -> Figure | None:
+    """The ratio of two means over the rows (N,) that have both values; None if no row has."""
     both = np.flatnonzero(np.isfinite(numerator) & np.isfinite(denominator))
     if not len(both):
         return None
     a, b = numerator[both], denominator[both]
     return figure(
-        lambda rows: float(a[rows].mean() / max(b[rows].mean(), 1e-12)),
-        [patients[i] for i in both.tolist()],
+        lambda rows: float(a[rows].mean() / max(b[rows].mean(), 1e-12)), patients.take(both)
     )
 
 
-def bootstrap(
-    statistic: Statistic, patients: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
-) -> tuple[float, float]:
+def auc(scores: Values, labels: Values, patients: Patients) -> Figure | None:
+    """The area under the ROC curve of scores (N,); None if one of the labels does not occur."""
+    if not (labels > 0.5).any() or not (labels < 0.5).any():
+        return None
+    return figure(lambda rows: area_under_curve(scores[rows], labels[rows]), patients)
+
+
+def bootstrap(statistic: Statistic, patients: Patients, *, seed: int = 0) -> tuple[float, float]:
     """95 % interval of a statistic, by drawing whole patients with replacement.
 
     A resample for which the statistic is not defined (NaN) is left out.
     """
-    values = [statistic(rows) for rows in _resamples(tuple(patients), seed, resamples)]
-    low, high = np.nanpercentile(values, (2.5, 97.5))
+    drawn = _resamples(patients.names, seed, patients.resamples)
+    low, high = np.nanpercentile([statistic(rows) for rows in drawn], (2.5, 97.5))
     return float(low), float(high)
 
 
 @lru_cache(maxsize=4)
-def _resamples(patients: tuple[str, ...], seed: int, count: int) -> list[NDArray[np.intp]]:
+def _resamples(patients: tuple[str, ...], seed: int, count: int) -> list[Rows]:
     """Row numbers of each resample; the figures of one table share them."""
     _, owner = np.unique(np.asarray(patients), return_inverse=True)
     rows = [np.flatnonzero(owner == i) for i in range(owner.max() + 1)]

@@ -22,9 +22,13 @@ class Figure(Frozen):
     """A figure with its 95 % bootstrap interval over patients.
 
     mean: the mean over images; for a figure that is no mean (an AUC, a ratio), its value.
-    lo, hi: the ends of the interval.
+    lo: the lower end of the interval.
+    hi: the upper end of the interval.
     n: how many images the figure is of.
+    No number is NaN or infinite.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     mean: float
     lo: float

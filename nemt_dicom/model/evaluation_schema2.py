@@ -37,23 +37,6 @@ def _seconds(row: dict[str, Any]) -> dict[str, Any]:
     return {"single": row["seconds"], "batch": row.get("seconds_in_batch")}
 
 
-def to_schema_2(evaluation: Evaluation) -> dict[str, Any]:
-    """The inverse of `from_schema_2`."""
-    content = evaluation.model_dump(mode="json", exclude_defaults=True)
-    content["evaluated"] = content.pop("scope")
-    content["classifier"] = _flat_seconds(content["classifier"])
-    for row in content["methods"].values():
-        row.update(row.pop("scores") | _flat_seconds(row.pop("seconds", {})))
-    if "randomisation" in content:
-        content["randomisation"] |= content["randomisation"].pop("methods")
-    return content
-
-
-def _flat_seconds(seconds: dict[str, Any]) -> dict[str, Any]:
-    names = {"single": "seconds", "batch": "seconds_in_batch"}
-    return {names[name]: value for name, value in seconds.items()}
-
-
 def _finite(value: Any) -> Any:
     """The value without figures that hold NaN or infinity. In a list, None takes their place."""
     if isinstance(value, dict):

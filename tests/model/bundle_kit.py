@@ -142,3 +142,20 @@ def as_schema_2(bundle: Bundle, folder: Path, **changes: Any) -> Path:
     digest = hashlib.sha256(written("").encode()).hexdigest()
     (folder / "manifest.json").write_text(written(digest), encoding="utf-8")
     return folder
+
+
+def to_schema_2(evaluation: Evaluation) -> dict[str, Any]:
+    """`metrics` of a schema-2 manifest: the inverse of `from_schema_2`."""
+    content = evaluation.model_dump(mode="json", exclude_defaults=True)
+    content["evaluated"] = content.pop("scope")
+    content["classifier"] = _flat_seconds(content["classifier"])
+    for row in content["methods"].values():
+        row.update(row.pop("scores") | _flat_seconds(row.pop("seconds", {})))
+    if "randomisation" in content:
+        content["randomisation"] |= content["randomisation"].pop("methods")
+    return content
+
+
+def _flat_seconds(seconds: dict[str, Any]) -> dict[str, Any]:
+    names = {"single": "seconds", "batch": "seconds_in_batch"}
+    return {names[name]: value for name, value in seconds.items()}

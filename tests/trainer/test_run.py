@@ -25,8 +25,8 @@ from tests.trainer.synthetic_sets import write_ham, write_nih, write_rsna
 from tests.trainer.training_kit import BACKBONE, quick, settings, trained
 from trainer.cli import main, read_arguments
 from trainer.manifest import trained_by
-from trainer.provenance import training_of
 from trainer.metrics import features_in_step
+from trainer.provenance import training_of
 from trainer.report.model_card import model_card
 from trainer.run import round_to_half
 from trainer.training.places import Places

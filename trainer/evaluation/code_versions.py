@@ -2,15 +2,25 @@
 
 from nemt_dicom.model import decoders, network
 
-from .. import inference, metrics
-from . import methods, model_dependence, perturbation, relax, removal, robustness, timing
+from .. import inference, metrics, statistics
+from . import (
+    attributions,
+    methods,
+    model_dependence,
+    perturbation,
+    relax,
+    removal,
+    robustness,
+    subset,
+    timing,
+)
 from .result_store import CodeVersions, sources
+
+MAPS = (network, decoders, inference, attributions, methods, perturbation, relax)
+SCORES = (network, decoders, metrics, removal)
+TESTS = (*MAPS, statistics, metrics, subset, model_dependence, robustness, timing)
 
 
 def code_versions() -> CodeVersions:
     """What a kept result depends on: the text of every module that takes part in making it."""
-    return CodeVersions(
-        maps=sources(network, decoders, methods, inference, perturbation, relax),
-        scores=sources(network, metrics, removal),
-        tests=sources(model_dependence, metrics, robustness, timing, inference),
-    )
+    return CodeVersions(maps=sources(*MAPS), scores=sources(*SCORES), tests=sources(*TESTS))

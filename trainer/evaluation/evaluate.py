@@ -1,40 +1,49 @@
 """How good a bundle is, on images that nothing was trained on or chosen by.
 
-The bundle is read back from its folder and asked through `Explainer`, as it is served. This is
-where every figure in a report, in a manifest and in a model card comes from.
+The bundle is read back from its folder and asked through `Explainer`, as it is served. Every figure
+in a report, in a bundle and in a model card comes from here.
 """
 
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nemt_dicom.errors import DataError
 from nemt_dicom.model.bundle import Bundle
-from nemt_dicom.model.network import ExplainedNetwork
+from nemt_dicom.model.evaluation import (
+    Answers,
+    Decisions,
+    Drawn,
+    Evaluation,
+    Figure,
+    MaskArea,
+    Subgroup,
+)
 
-from ..arrays import Images, Regions
-from ..data.cases import Dataset, fingerprint, name_few
+from ..data.cases import Dataset
 from ..data.examples import Examples, load_examples
 from ..data.ground_truth import ground_truth
-from ..inference import explained_probability, soft_masks
+from ..inference import soft_masks
 from ..progress import Progress
-from ..provenance import code_state, device_name
-from ..statistics import average, figure
+from ..statistics import Patients, average, figure
 from . import decisions
 from .checks import checks
+from .choice import chosen_methods
 from .code_versions import code_versions
+from .comparison import Asked, Comparison, compare, images_to_compare
 from .decisions import Device
-from .maps import attribute
-from .methods import NEMT, Method
-from .plan import Evaluation, Plan, methods_of
+from .further_tests import FurtherTests, further_tests, silence
+from .maps import Clock
+from .methods import Method
 from .result_store import ResultStore
-from .scores import Evaluated, describe_metrics, mean_curves, methods_table, scores
-from .thorough import further_tests, remember, subgroups
-from .timing import TARGET_MODEL, time_methods
+from .results import Measured, scope
+from .scores import Compared, describe_metrics
+from .settings import NEMT, EvaluationSettings
+from .subgroups import auc_by_subgroup, by_subgroup, properties, sizes
 
 
 def evaluate(
@@ -44,165 +53,193 @@ def evaluate(
     *,
     device: Device,
     progress: Progress,
-    plan: Plan | None = None,
-) -> Evaluation:
+    settings: EvaluationSettings,
+    methods: Mapping[str, Method] | None = None,
+    clock: Clock = time.perf_counter,
+) -> Measured:
     """Measures a bundle on one split of `dataset`.
 
-    Methods are compared on the images with the target and with ground truth; where the data have
-    none, on all with the target, without the figures that need it. What depends on a target (AUC,
-    decisions, verdicts) is absent where the bundle has none. The training and validation splits
-    give their ground truth to one baseline, its mean, and nothing else. Raises `DataError` where
-    the split has no image with the target.
+    Methods are compared on the images with the target and with ground truth. If the data have no
+    ground truth, they are compared on all images with the target, without the figures that need it.
+    A bundle without a fixed target has no AUC, decisions or verdicts. The training and validation
+    splits give the mean of their ground truth to one baseline, and nothing else.
+
+    methods: by key, instead of the ones that the settings name; the explanation module is among
+    them. Raises `DataError` if the split has no image with the target.
     """
-    plan = plan or Plan()
-    network = bundle.network(device)
-    examples = _read(bundle, dataset, cache, plan, progress)
-    answer, masks = soft_masks(network, examples.images)
-    rows, regions = ground_truth(examples)
-    truth: Regions | None = regions
-    summary: dict[str, Any] = {
-        "evaluated": _what(dataset, examples, rows, plan, device),
-        "mask_area": decisions.mask_areas(examples, masks),
-    }
-    if bundle.architecture.explains == "target":
-        threshold = bundle.manifest.decision_threshold
-        summary["auc"] = decisions.auc(examples, answer)
-        summary["decisions"] = decisions.decisions(examples, answer, threshold)
-        summary["drawn"] = decisions.drawn(bundle, examples, rows, device, progress)
-    if not len(rows):
-        rows, truth = np.flatnonzero(examples.labels > 0.5), None
+    asked = _ask(bundle, dataset, cache, device, settings, progress)
+    boxed, regions = ground_truth(asked.examples)
+    rows = boxed if len(boxed) else np.flatnonzero(asked.examples.labels > 0.5)
     store = ResultStore(cache, bundle, device, code_versions())
-    found = Evaluation(
-        summary=summary,
-        examples=examples,
-        answer=answer,
-        rows=rows,
-        compared=_compared(bundle, network, examples.take(rows), truth, plan, store, device),
-        attributed={},
-        columns={},
+    compared = images_to_compare(asked, rows, regions if len(boxed) else None, store)
+    about = _about_target(asked, boxed)
+    if methods is None:
+        methods = chosen_methods(settings, bundle, dataset, cache, device, progress)
+    comparison = compare(asked, compared, methods, asked.patients.take(rows), clock)
+    tests, groups = FurtherTests(), _Groups()
+    if settings.thorough:
+        tests = _further_tests(asked, comparison, compared, methods)
+        groups = _by_group(asked, comparison, compared, rows)
+    share = None
+    if compared.truth is not None:
+        share = figure(average(compared.truth.mean(axis=(1, 2))), comparison.patients)
+    results = Evaluation(
+        scope=scope(dataset, asked.examples, boxed, settings, asked.machine),
+        checks=checks(
+            comparison.results,
+            about.mask_area,
+            truth_share=share,
+            has_target=asked.has_target,
+            randomisation=tests.randomisation,
+            stability=tests.stability,
+        ),
+        metrics=describe_metrics(compared.images.shape[-1], settings),
+        classifier=comparison.classifier,
+        mask_area=about.mask_area,
+        methods=comparison.results,
+        truth_share=share,
+        auc=about.auc,
+        decisions=about.decisions,
+        drawn=about.drawn,
+        subgroups=groups.subgroups,
+        auc_by_subgroup=groups.auc,
+        randomisation=tests.randomisation,
+        input_invariance=tests.input_invariance,
+        stability=tests.stability,
+        silence=groups.silence,
     )
-    methods = methods_of(plan, bundle, dataset, cache, device, progress)
-    found = _compare(found, network, methods, store, progress)
-    if plan.thorough:
-        summary |= subgroups(found)
-        summary |= further_tests(found, bundle, network, methods, store, progress)
-    summary["checks"] = checks(summary)
-    return found
+    return Measured(
+        results=results,
+        examples=asked.examples,
+        answer=asked.answer,
+        rows=rows,
+        compared=compared,
+        attributed=comparison.attributed,
+        columns=comparison.columns,
+    )
+
+
+def _ask(
+    bundle: Bundle,
+    dataset: Dataset,
+    cache: Path,
+    device: Device,
+    settings: EvaluationSettings,
+    progress: Progress,
+) -> Asked:
+    network = bundle.network(device)
+    examples = _read(bundle, dataset, cache, settings, progress)
+    answer, masks = soft_masks(network, examples.images)
+    return Asked(
+        bundle=bundle,
+        network=network,
+        examples=examples,
+        patients=Patients(examples.patients, settings.resamples),
+        answer=answer,
+        masks=masks,
+        device=device,
+        settings=settings,
+        progress=progress,
+    )
 
 
 def _read(
-    bundle: Bundle, dataset: Dataset, cache: Path, plan: Plan, progress: Progress
+    bundle: Bundle,
+    dataset: Dataset,
+    cache: Path,
+    settings: EvaluationSettings,
+    progress: Progress,
 ) -> Examples:
-    split = plan.split
-    cases = [case for case in dataset.cases if case.split == split]
+    cases = [case for case in dataset.cases if case.split == settings.split]
     if not any(case.label for case in cases):
         raise DataError(
-            f"the {split} split has no image with {dataset.target!r}, of {len(cases)} images: "
-            "there is nothing to explain"
+            f"the {settings.split} split has no image with {dataset.target!r}, of {len(cases)} "
+            "images: there is nothing to explain"
         )
-    progress.stage(f"reading, {split}", len(cases))
+    progress.stage(f"reading, {settings.split}", len(cases))
     return load_examples(
-        cases, bundle.preprocessing, cache=cache, done=progress.step, skip_bad=plan.skip_bad
+        cases,
+        bundle.preprocessing,
+        cache=cache,
+        done=progress.step,
+        skip_bad=settings.skip_bad,
     )
 
 
-def _left_out(examples: Examples) -> list[str]:
-    few, count = name_few(examples.skipped, "; "), len(examples.skipped)
-    return [f"{count} images could not be read and are left out: {few}"] if count else []
+@dataclass(frozen=True, kw_only=True)
+class _AboutTarget:
+    """Figures of all images of the split. Without a fixed target there is only the mask's area."""
+
+    mask_area: MaskArea
+    auc: dict[str, Figure] = field(default_factory=dict)
+    decisions: Decisions | None = None
+    drawn: Drawn | None = None
 
 
-def _what(
-    dataset: Dataset, examples: Examples, rows: NDArray[np.intp], plan: Plan, device: Device
-) -> dict[str, Any]:
-    """Which images were looked at, by which code, on what."""
-    return {
-        "split": plan.split,
-        "images": len(examples),
-        "positives": int(examples.labels.sum()),
-        "with_ground_truth": len(rows),
-        "unreadable": len(examples.skipped),
-        "patients": len(set(examples.patients)),
-        "sources": sorted({case.source for case in examples.cases}),
-        "fingerprint": fingerprint(examples.cases),
-        "notes": [*dataset.notes, *_left_out(examples)],
-        "thorough": plan.thorough,
-        "device": device_name(device, torch.get_num_threads()),
-        "code": code_state(),
+def _about_target(asked: Asked, boxed: NDArray[np.intp]) -> _AboutTarget:
+    examples, patients = asked.examples, asked.patients
+    area = decisions.mask_area(examples, asked.masks, patients)
+    if not asked.has_target:
+        return _AboutTarget(mask_area=area)
+    threshold = asked.bundle.manifest.decision_threshold
+    return _AboutTarget(
+        mask_area=area,
+        auc=decisions.aucs(examples, asked.answer, patients),
+        decisions=decisions.decisions(examples, asked.answer, threshold, patients),
+        drawn=decisions.drawn(
+            asked.bundle, examples, boxed, patients, asked.device, asked.progress
+        ),
+    )
+
+
+def _further_tests(
+    asked: Asked, comparison: Comparison, compared: Compared, methods: Mapping[str, Method]
+) -> FurtherTests:
+    whole = {
+        key: method
+        for key, method in methods.items()
+        if key == NEMT or (comparison.attributed[key].by_row and not comparison.results[key].failed)
     }
-
-
-def _compared(
-    bundle: Bundle,
-    network: ExplainedNetwork,
-    images: Images,
-    truth: Regions | None,
-    plan: Plan,
-    store: ResultStore,
-    device: Device,
-) -> Evaluated:
-    probability, index = explained_probability(network, images)
-    return Evaluated(
-        images=images,
-        truth=truth,
-        probability=probability,
-        index=index,
-        threshold=bundle.manifest.mask_threshold,
-        thorough=plan.thorough,
-        device=device,
-        store=store,
+    seconds = {
+        key: result.seconds.single.mean
+        for key, result in comparison.results.items()
+        if result.seconds is not None
+    }
+    return further_tests(
+        compared,
+        comparison.patients,
+        asked.bundle,
+        asked.network,
+        whole,
+        seconds,
+        asked.progress,
     )
 
 
-def _compare(
-    so_far: Evaluation,
-    network: ExplainedNetwork,
-    methods: Mapping[str, Method],
-    store: ResultStore,
-    progress: Progress,
-) -> Evaluation:
-    """Maps, scores and seconds of every method; adds `methods` to the summary."""
-    compared, summary, whose = so_far.compared, so_far.summary, so_far.patients
-    attributed = attribute(network, methods, compared.images, store, progress)
-    working = {key: method for key, method in methods.items() if attributed[key].found}
-    columns = {}
-    progress.stage("scores", len(methods))
-    for key, method in methods.items():
-        columns[key] = scores(compared, attributed[key], gated=key == NEMT)
-        progress.step(method.name)
-    timings = remember(
-        store,
-        "time",
-        working,
-        compared.images,
-        summary["evaluated"]["device"],
-        lambda: time_methods(network, working, compared.images, whose, progress),
-    )
-    summary["classifier"] = timings[TARGET_MODEL]
-    summary["methods"] = methods_table(columns, whose)
-    for key, method in methods.items():
-        summary["methods"][key] |= {
-            **method.describe(),
-            **timings.get(key, {}),
-            "asked": len(attributed[key].found) + len(attributed[key].failed),
-            "failed": len(attributed[key].failed),
-            "failures": sorted(set(attributed[key].failed.values())),
-        }
-        if compared.thorough and compared.probability is not None:
-            curves = mean_curves(compared, attributed[key])
-            summary["methods"][key]["curves"] = {
-                name: [round(float(p), 4) for p in curve] for name, curve in curves.items()
-            }
-    summary["metrics"] = describe_metrics(compared.images.shape[-1])
+@dataclass(frozen=True, kw_only=True)
+class _Groups:
+    """Figures of groups of images; the fields are those of `Evaluation`, `auc` by subgroup."""
+
+    subgroups: dict[str, dict[str, Subgroup]] = field(default_factory=dict)
+    auc: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    silence: dict[str, Answers] = field(default_factory=dict)
+
+
+def _by_group(
+    asked: Asked, comparison: Comparison, compared: Compared, rows: NDArray[np.intp]
+) -> _Groups:
+    examples = asked.examples
+    everyone = properties(examples.cases)
+    groups = {name: values[rows] for name, values in everyone.items()}
     if compared.truth is not None:
-        summary["truth_share"] = figure(average(compared.truth.mean(axis=(1, 2))), whose)
-    return Evaluation(**{**vars(so_far), "attributed": attributed, "columns": columns})
-
-
-def for_manifest(summary: dict[str, Any]) -> dict[str, Any]:
-    """What a bundle carries of an evaluation: all but the curves and the subgroups' rows."""
-    methods = {
-        key: {name: value for name, value in row.items() if name != "curves"}
-        for key, row in summary["methods"].items()
-    }
-    kept = {k: v for k, v in summary.items() if k not in ("subgroups", "auc_by_subgroup")}
-    return kept | {"methods": methods}
+        groups["ground truth"] = sizes(compared.truth)
+    areas = {}
+    if asked.has_target:
+        areas = auc_by_subgroup(everyone, asked.answer, examples.labels, asked.patients)
+    return _Groups(
+        subgroups=by_subgroup(groups, comparison.columns, comparison.patients),
+        auc=areas,
+        silence=silence(
+            asked.bundle, asked.network, examples, asked.patients, compared, comparison.patients
+        ),
+    )

@@ -1,4 +1,4 @@
-"""RISE and smooth pixel masks: where the target model looks, by asking it about changed images.
+"""RISE and smooth pixel masks: where the target model looks, measured on changed images.
 
 Both explain the output that the explanation module explains. Images are (N, C, S, S) float32 in
 [0, 1]; maps (N, S, S) float32 in [0, 1], high = evidence.
@@ -22,28 +22,22 @@ from torch.nn import functional as F
 from nemt_dicom.model.network import ExplainedNetwork, blurred, remove
 
 from ..arrays import Images, Maps
+from ..inference import device_of
 from .relax import KEPT, random_masks
 
-RISE_MASKS = 4000
-"""The authors' number for the lighter of their two networks."""
-
-AREA = 0.05
-"""Share of the image that a smooth pixel mask keeps: the NEMt paper's."""
-STEPS = 300
-"""Steps of Adam; the authors take 800 of SGD with momentum."""
 GRID = 32
-"""Cells a side of the mask that is optimised: one every 7 pixels of 224, as the authors have it."""
+"""Cells a side of the mask that is optimised: a cell every 7 pixels of 224, as the authors."""
 SMOOTHNESS = 3.0
-"""Width of the maximum convolution's Gaussian, in cells: 21 pixels of 224, as the authors'."""
+"""Width of the maximum convolution's Gaussian, in cells: the authors' 21 pixels of 224."""
 TEMPERATURE = 1 / 20
-"""Of the soft maximum over cells."""
+"""Temperature of the soft maximum over cells."""
 PENALTY, LAST_PENALTY = 0.1, 3000.0
 """Weight of the area's penalty in the first and the last step. It starts low, so that the response
 decides which cells the area is spent on. With the authors' 300 at the start the masks kept less:
-log odds of 0.43, 0.72, 0.92 and -0.19 instead of 0.18, 3.0, 1.07 and 0.23 (bundle that ships).
+log odds of 0.43, 0.72, 0.92 and -0.19 instead of 0.18, 3.0, 1.07 and 0.23 (shipped bundle).
 """
 BLUR = 20.0
-"""Standard deviation of what takes the place of hidden pixels, in pixels of 224."""
+"""Standard deviation of the blur that hides pixels, in pixels of a 224-pixel image."""
 
 
 @torch.inference_mode()
@@ -51,13 +45,16 @@ def rise(
     network: ExplainedNetwork,
     images: Images,
     *,
-    masks: int = RISE_MASKS,
+    masks: int,
     seed: int = 0,
     batch: int = 50,
 ) -> Maps:
-    """RISE's importance of each pixel for the probability; hidden pixels are black."""
-    device = next(network.parameters()).device
-    found = []
+    """RISE's importance of each pixel for the probability (equation 6); hidden pixels are black.
+
+    images: (N, C, S, S) in [0, 1]. Returns (N, S, S), at least 0. Every image meets the same masks.
+    """
+    device = device_of(network)
+    maps = []
     for image in torch.from_numpy(images)[:, None].to(device):
         generator = torch.Generator().manual_seed(seed)
         index = network.explained_output(image)
@@ -66,21 +63,26 @@ def rise(
             shown = random_masks(min(batch, masks - start), images.shape[-1], generator).to(device)
             p = network.probabilities(image * shown)[:, index[0]]
             total += torch.einsum("n,nij->ij", p.double(), shown[:, 0].double())
-        found.append((total / (masks * KEPT)).float())
-    return torch.stack(found).cpu().numpy()
+        maps.append((total / (masks * KEPT)).float())
+    return torch.stack(maps).cpu().numpy()
 
 
-def smooth_pixel_mask(network: ExplainedNetwork, images: Images, *, area: float = AREA) -> Maps:
-    """The smooth mask of share `area` that keeps the log odds largest, the rest being blurred."""
-    device = next(network.parameters()).device
+def smooth_pixel_mask(
+    network: ExplainedNetwork, images: Images, *, area: float, steps: int
+) -> Maps:
+    """The smooth mask of share `area` for which the log odds are largest, the rest being blurred.
+
+    images: (N, C, S, S) in [0, 1]. steps: of Adam. Returns (N, S, S) in [0, 1].
+    """
+    device = device_of(network)
     side = images.shape[-1]
     x = torch.from_numpy(images).to(device)
     hidden = blurred(x, BLUR * side / 224)
     index = network.explained_output(x)
     cells = torch.full((len(x), GRID * GRID), 0.5, device=device, requires_grad=True)
     optimiser = torch.optim.Adam([cells], lr=0.05)
-    for step in range(STEPS):
-        weight = PENALTY * (LAST_PENALTY / PENALTY) ** (step / STEPS)
+    for step in range(steps):
+        weight = PENALTY * (LAST_PENALTY / PENALTY) ** (step / steps)
         coarse = maximum_convolution(cells)
         mask = F.interpolate(coarse, size=side, mode="bilinear", align_corners=False)
         kept = network.log_odds(network.logits(remove(x, 1 - mask, hidden)), index)
@@ -97,8 +99,9 @@ def smooth_pixel_mask(network: ExplainedNetwork, images: Images, *, area: float 
 def maximum_convolution(cells: Tensor) -> Tensor:
     """(B, GRID * GRID) -> (B, 1, 2 GRID, 2 GRID), smooth and as high as the highest cell near.
 
-    Each point is the soft maximum of the cells, each times a Gaussian of its distance, over what
-    it is where all cells are 1: without that the border, which fewer cells are near, is higher.
+    Each point is the soft maximum of the cells, each weighted by a Gaussian of its distance. It is
+    divided by its value for cells that are all 1: without that the border would be higher, because
+    fewer cells are near it.
     """
     nearness = _nearness(cells.device)
     return (_soft_maximum(cells[:, None, :] * nearness) / _soft_maximum(nearness)).view(
@@ -107,7 +110,7 @@ def maximum_convolution(cells: Tensor) -> Tensor:
 
 
 def _soft_maximum(values: Tensor) -> Tensor:
-    """Over the last axis."""
+    """The soft maximum over the last axis."""
     return (values * torch.softmax(values / TEMPERATURE, dim=-1)).sum(dim=-1)
 
 

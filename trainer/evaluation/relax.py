@@ -1,4 +1,4 @@
-"""RELAX and U-RELAX: which pixels a representation rests on, by random masks.
+"""RELAX and U-RELAX: which pixels a representation depends on, by random masks.
 
 K. Wickstrøm et al., RELAX: Representation Learning Explainability, IJCV 131 (2023). With a
 representation h = f(X) of the image, h_n = f(X * M_n) of its masked copies, s the cosine
@@ -9,7 +9,7 @@ are, a pixel (i, j),
     U_ij = mean over n of (s(h, h_n) - R_ij)^2 M_n,ij
 
 Both means are weighted by the mask (divided by the sum over n of M_n,ij), as in the one-pass form
-that the authors publish: then a pixel that more masks happened to show is not more important.
+that the authors publish. So a pixel is not more important because more masks showed it.
 U-RELAX keeps R where U is below gamma times its median over the image, with gamma = 1.
 """
 
@@ -25,10 +25,8 @@ from ..arrays import Images, Maps
 Embedding = Callable[[Tensor], Tensor]
 """Images (B, C, S, S) in [0, 1] -> representations (B, D)."""
 
-MASKS = 3000
-"""The authors' number of masks. The error of R falls with its square root: 500 serve on a CPU."""
 CELLS = 7
-"""Side of the coarse grid of a mask, as the authors have it."""
+"""Cells a side of the coarse grid of a mask: the authors' number."""
 KEPT = 0.5
 """Chance that a cell of the grid is shown."""
 
@@ -38,21 +36,22 @@ def relax(
     embed: Embedding,
     images: Images,
     *,
-    masks: int = MASKS,
+    masks: int,
     seed: int = 0,
     batch: int = 50,
     device: str = "cpu",
 ) -> tuple[Maps, Maps]:
     """Importance and uncertainty of each pixel for each image's representation, (N, S, S) each.
 
-    Every image meets the same masks, drawn on the CPU from `seed` and never kept: memory is that
-    of `batch` masked images. Removed pixels are black, as in the paper.
+    images: (N, C, S, S) in [0, 1]. Every image meets the same masks, drawn on the CPU from `seed`.
+    They are not kept, so that no more than `batch` masked images are in memory. Removed pixels are
+    black, as in the paper. Both results are at least 0; importance is at most 1.
     """
-    found = [
+    pairs = [
         _of_one(embed, image[None].to(device), masks, torch.Generator().manual_seed(seed), batch)
         for image in torch.from_numpy(images)
     ]
-    importance, uncertainty = zip(*found, strict=True)
+    importance, uncertainty = zip(*pairs, strict=True)
     return torch.stack(importance).cpu().numpy(), torch.stack(uncertainty).cpu().numpy()
 
 

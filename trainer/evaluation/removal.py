@@ -1,9 +1,8 @@
-"""What becomes of the answer when the pixels that a map names are removed, or alone are shown.
+"""How p changes when the pixels that a map marks are removed, or when they alone are shown.
 
 Deletion and insertion: V. Petsiuk et al., RISE, BMVC 2018, section 4.2. ROAD: Y. Rong et al., A
-Consistent and Efficient Evaluation Strategy for Attribution Methods, ICML 2022, as the library
-`grad-cam` has it: removed pixels are filled in from their neighbours, so that what is left looks
-like an image and not like a hole.
+Consistent and Efficient Evaluation Strategy for Attribution Methods, ICML 2022, by the library
+`grad-cam`. Removed pixels are filled in from their neighbours, so that no hole is left.
 """
 
 import warnings
@@ -23,43 +22,43 @@ Curve = NDArray[np.float64]
 Response = Callable[[Tensor], Tensor]
 """Images (B, C, S, S) in [0, 1] -> probability of the output explained (B,)."""
 
-STEPS = 16
-"""Points of a curve but its first."""
 AT_ONCE = 64
 """Images in one pass."""
 FILLS: tuple[Fill, ...] = ("black", "blur")
-"""The baselines: what pixels that are not shown are replaced by."""
+"""What takes the place of pixels that are not shown."""
 ROAD_SHARES = (10, 30, 50)
 """Per cent of the pixels that ROAD removes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """p as a function of the share of pixels, (STEPS + 1,) from 0 to 1, highest first.
+    """p as a function of the share of pixels, (steps + 1,) from 0 to 1, highest first.
 
-    deletion: with the share removed; a low curve is good. insertion: with the share alone shown;
-    a high curve is good.
+    deletion: with the share removed; a low curve is good.
+    insertion: with the share alone shown; a high curve is good.
     """
 
     deletion: Curve
     insertion: Curve
 
 
-def curves(attribution: Map, image: Map, response: Response, fill: Fill, device: str) -> Curves:
-    """Deletion and insertion of one image (C, S, S) by its map (S, S)."""
+def curves(
+    attribution: Map, image: Map, response: Response, fill: Fill, device: str, *, steps: int
+) -> Curves:
+    """Deletion and insertion of one image (C, S, S) in [0, 1] by its map (S, S)."""
     whole = torch.from_numpy(image)[None].to(device)
     empty = filled(whole, fill)
     count = attribution.size
     order = np.argsort(-attribution.ravel(), kind="stable")
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(count)
-    shown = np.stack([rank < round(count * k / STEPS) for k in range(STEPS + 1)])
+    shown = np.stack([rank < round(count * k / steps) for k in range(steps + 1)])
     mask = torch.from_numpy(shown.reshape(-1, 1, *attribution.shape)).to(device)
     changed = torch.cat([torch.where(mask, empty, whole), torch.where(mask, whole, empty)])
     with torch.inference_mode():
         p = torch.cat([response(part) for part in torch.split(changed, AT_ONCE)])
     both = p.cpu().numpy().astype(np.float64)
-    return Curves(deletion=both[: STEPS + 1], insertion=both[STEPS + 1 :])
+    return Curves(deletion=both[: steps + 1], insertion=both[steps + 1 :])
 
 
 def area_under(curve: Curve) -> float:
@@ -70,7 +69,7 @@ def area_under(curve: Curve) -> float:
 def road(attribution: Map, image: Map, response: Response, device: str) -> float:
     """ROAD of one image: half of p without the least relevant pixels less p without the most.
 
-    Mean over `ROAD_SHARES`; 0 for a map that knows nothing, higher is better.
+    The mean over `ROAD_SHARES`, in [-0.5, 0.5]. Higher is better; 0 for a constant map.
     """
     if not attribution.max() > attribution.min():
         return 0.0
@@ -79,14 +78,14 @@ def road(attribution: Map, image: Map, response: Response, device: str) -> float
         from pytorch_grad_cam.metrics.road import ROADCombined  # noqa: PLC0415
 
         with torch.random.fork_rng():
-            torch.manual_seed(0)  # of the noise that it adds
-            found = ROADCombined(percentiles=[100 - share for share in ROAD_SHARES])(
+            torch.manual_seed(0)  # for the noise that it adds
+            scores = ROADCombined(percentiles=[100 - share for share in ROAD_SHARES])(
                 torch.from_numpy(image)[None].to(device),
                 attribution[None],
                 [lambda output: output],
                 _Answer(response),
             )
-    return float(found[0])
+    return float(scores[0])
 
 
 class _Answer(nn.Module):

@@ -1,34 +1,38 @@
 """Maps and scores that were computed before: a second evaluation computes only what is new.
 
-A result is kept under what it is of: the bundle's network, the method with its settings, the image,
-our own code that takes part, and the versions of the libraries. A file appears whole or not at all,
-so a killed evaluation leaves nothing that is wrong.
+The key of a result names everything that it depends on: the bundle's network, the method with its
+settings, the image, our own code that takes part, and the versions of the libraries. A file appears
+whole or not at all, so a killed evaluation leaves nothing wrong behind.
 """
 
 import hashlib
+import io
 import json
-import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from nemt_dicom.model.bundle import Bundle
 
+from ..files import write_whole
+
 Arrays = dict[str, NDArray[Any]]
+T = TypeVar("T")
 
 
 def sources(*modules: Any) -> str:
     """SHA-256 of the modules' text."""
-    digest = hashlib.sha256()
+    text = hashlib.sha256()
     for module in modules:
-        digest.update(Path(module.__file__).read_bytes())
-    return digest.hexdigest()
+        text.update(Path(module.__file__).read_bytes())
+    return text.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,49 +50,64 @@ class CodeVersions:
 
 
 LIBRARIES = "torch", "timm", "quantus", "grad-cam", "captum", "numpy", "scipy"
-"""Which versions compute maps and scores."""
+"""Libraries that compute maps and scores."""
+
+
+def library_versions() -> dict[str, str]:
+    """The installed versions of `LIBRARIES`."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 class ResultStore:
     """Results of one network on one kind of device, below a cache folder."""
 
-    def __init__(self, cache: Path, bundle: Bundle, device: str, code: CodeVersions) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        bundle: Bundle,
+        device: str,
+        code: CodeVersions,
+        libraries: dict[str, str] | None = None,
+    ) -> None:
+        """libraries: the versions that compute; None: the installed ones."""
         self.code = code
         manifest = bundle.manifest
-        libraries = {name: version(name) for name in LIBRARIES}
-        of_all = manifest.sha256["model.safetensors"], manifest.architecture, device, libraries
-        self._of_all = json.dumps(of_all, sort_keys=True)
+        versions = library_versions() if libraries is None else libraries
+        shared = manifest.sha256["model.safetensors"], manifest.architecture, device, versions
+        self._shared = json.dumps(shared, sort_keys=True)
         self._folder = cache / "evaluation"
 
-    def load(self, *of: str) -> Arrays | None:
-        """The result of `of`, or None where it is not there."""
+    def load(self, *key: str) -> Arrays | None:
+        """The result kept under a key, or None if there is none or its file is damaged."""
         try:
-            with self._path(of).open("rb") as file, np.load(file, allow_pickle=False) as found:
-                return dict(found)
+            with self.path(*key).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
         except (OSError, ValueError, zipfile.BadZipFile):
             return None
 
-    def save(self, arrays: Arrays, *of: str) -> None:
+    def save(self, arrays: Arrays, *key: str) -> None:
         """Keeps a result."""
-        path = self._path(of)
+        path = self.path(*key)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        with draft.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        draft.replace(path)
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **arrays)
+        write_whole(path, content.getvalue())
 
-    def remember(self, compute: Callable[[], dict[str, Any]], *of: str) -> dict[str, Any]:
-        """A JSON-able result of `of`, computed where it is not there."""
-        known = self.load(*of)
-        if known is not None:
-            found: dict[str, Any] = json.loads(str(known["json"]))
-            return found
+    def remember(self, kind: TypeAdapter[T], compute: Callable[[], T], *key: str) -> T:
+        """A result of typed figures; computed if none is kept, or if it is not of that type."""
+        kept = self.load(*key)
+        if kept is not None:
+            try:
+                return kind.validate_json(str(kept["json"]))
+            except (KeyError, ValidationError):
+                pass  # it is replaced below
         result = compute()
-        self.save({"json": np.array(json.dumps(result))}, *of)
+        self.save({"json": np.array(kind.dump_json(result).decode())}, *key)
         return result
 
-    def _path(self, of: tuple[str, ...]) -> Path:
-        name = hashlib.sha256(json.dumps([self._of_all, *of]).encode()).hexdigest()
+    def path(self, *key: str) -> Path:
+        """The file that a result has, or would have."""
+        name = hashlib.sha256(json.dumps([self._shared, *key]).encode()).hexdigest()
         return self._folder / name[:2] / f"{name[2:34]}.npz"
 
 

@@ -1,14 +1,14 @@
-"""Does a map hold still where nothing changed, and is it silent where there is nothing to say?"""
+"""Does a mask hold still if nothing changed, and is it silent if there is nothing to say?"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from nemt_dicom.model.evaluation import Answers, Figure, Stability
 from nemt_dicom.model.manifest import Manifest
 from nemt_dicom.model.network import ExplainedNetwork
 
@@ -16,15 +16,16 @@ from ..arrays import Images, Maps, Regions
 from ..inference import falls, soft_masks
 from ..metrics import min_max, overlap, relevance_mass, relevance_rank
 from ..progress import Progress
-from ..statistics import average, figure
-from .methods import NEMT, Method
+from ..statistics import Patients, average, figure
+from .methods import Method
+from .settings import NEMT
 
 NOISE = 0.02
-"""Standard deviation of the noise, of grey values in [0, 1]."""
+"""Standard deviation of the noise that is added to grey values in [0, 1]."""
 WINDOW = 0.9
-"""Width of the narrower window, of the image's own."""
+"""Width of the narrower window, as a share of the image's own."""
 QUALITY = 75
-"""Of the JPEG compression."""
+"""Quality of the JPEG compression."""
 TILE = 32
 """Side in pixels of the tiles that a scrambled image is made of."""
 SEED = 0
@@ -32,8 +33,8 @@ SEED = 0
 
 def _noise(images: Images) -> Images:
     noise = np.random.default_rng(SEED).normal(0, NOISE, images.shape).astype(np.float32)
-    found: Images = np.clip(images + noise, 0, 1)
-    return found
+    noisy: Images = np.clip(images + noise, 0, 1)
+    return noisy
 
 
 def _shift(images: Images) -> Images:
@@ -43,8 +44,8 @@ def _shift(images: Images) -> Images:
 
 
 def _window(images: Images) -> Images:
-    found: Images = np.clip((images - 0.5) / WINDOW + 0.5, 0, 1).astype(np.float32)
-    return found
+    narrower: Images = np.clip((images - 0.5) / WINDOW + 0.5, 0, 1).astype(np.float32)
+    return narrower
 
 
 def _recompress(images: Images) -> Images:
@@ -66,7 +67,7 @@ CHANGES: dict[str, Callable[[Images], Images]] = {
     f"window of {WINDOW:.0%}": _window,
     f"JPEG of quality {QUALITY}": _recompress,
 }
-"""What ought to change nothing. Images (N, C, S, S) in [0, 1] in and out."""
+"""Changes that should change no mask. Images (N, C, S, S) in [0, 1] in and out."""
 
 
 def stability(
@@ -75,44 +76,44 @@ def stability(
     images: Images,
     truth: Regions | None,
     threshold: float,
-    patients: Sequence[str],
+    patients: Patients,
     progress: Progress,
-) -> dict[str, Any]:
-    """For each method and change: overlap (IoU) of the segments before and after, and how far mass
-    and rank move (mean of the absolute differences), each with its interval.
+) -> dict[str, dict[str, Stability]]:
+    """By method and change: overlap (IoU) of the segments before and after, and how far mass and
+    rank move. images: (N, C, S, S). threshold: makes a map a segment.
     """
     progress.stage("stability", len(CHANGES) * len(methods))
-    found: dict[str, Any] = {}
+    results: dict[str, dict[str, Stability]] = {}
     for key, method in methods.items():
         before = method.maps(network, images)
-        found[key] = {}
+        results[key] = {}
         for name, change in CHANGES.items():
             after = method.maps(network, change(images))
             if change is _shift:
                 after = np.roll(after, (-1, -1), axis=(-2, -1))
             segments = (_segments(key, maps, threshold) for maps in (before, after))
-            row = {"iou": figure(average(overlap(*segments)), patients)}
-            if truth is not None:
-                row |= _moved(before, after, truth, patients)
-            found[key][name] = row
+            results[key][name] = Stability(
+                iou=figure(average(overlap(*segments)), patients),
+                **({} if truth is None else _moved(before, after, truth, patients)),
+            )
             progress.step(f"{method.name}, {name}")
-    return found
+    return results
 
 
 def _segments(key: str, maps: Maps, threshold: float) -> list[NDArray[np.bool_]]:
     return [(m if key == NEMT else min_max(m)) >= threshold for m in maps]
 
 
-def _moved(before: Maps, after: Maps, truth: Regions, patients: Sequence[str]) -> dict[str, Any]:
-    row = {}
+def _moved(before: Maps, after: Maps, truth: Regions, patients: Patients) -> dict[str, Figure]:
+    figures = {}
     for name, score in (("relevance_mass", relevance_mass), ("relevance_rank", relevance_rank)):
         first, second = (np.diag(score(list(maps), list(truth))) for maps in (before, after))
-        row[name] = figure(average(np.abs(second - first)), patients)
-    return row
+        figures[name] = figure(average(np.abs(second - first)), patients)
+    return figures
 
 
 def scrambled(images: Images) -> Images:
-    """The images' tiles in a random order: the same grey values, and nothing that is a chest."""
+    """The tiles of each image (N, C, S, S) in a random order: the same grey values, no chest."""
     generator = np.random.default_rng(SEED)
     count, channels, side = images.shape[:3]
     n = side // TILE
@@ -127,27 +128,26 @@ def scrambled(images: Images) -> Images:
 
 @torch.inference_mode()
 def answers(
-    network: ExplainedNetwork, manifest: Manifest, images: Images, patients: Sequence[str]
-) -> dict[str, Any]:
-    """What a bundle says of images, JSON-able: p, the mask's area, and what would be drawn.
+    network: ExplainedNetwork, manifest: Manifest, images: Images, patients: Patients
+) -> Answers:
+    """What a bundle answers to images (N, C, S, S): p, area of the mask, what would be drawn.
 
-    fall: of p when the segment is occluded, of the images that have one. drawn: the share of which
-    a segment would be shown, by the three thresholds of the bundle, in the model's frame.
+    A segment counts as drawn by the three thresholds of the bundle, in the model's frame. A bundle
+    that explains no fixed target has only an area.
     """
     probability, masks = soft_masks(network, images)
-    found = {"area": figure(average(masks.mean(axis=(1, 2))), patients)}
+    area = figure(average(masks.mean(axis=(1, 2))), patients)
     if network.architecture.explains != "target":
-        return found
+        return Answers(area=area)
     segments = masks >= manifest.mask_threshold
-    there = np.flatnonzero(segments.any(axis=(1, 2)))
+    rows = np.flatnonzero(segments.any(axis=(1, 2)))
     fall = np.full(len(images), np.nan)
-    if len(there):
-        fall[there] = falls(
-            network, images[there], probability[there], segments[there], manifest.fill
-        )
+    if len(rows):
+        fall[rows] = falls(network, images[rows], probability[rows], segments[rows], manifest.fill)
     drawn = (probability >= manifest.decision_threshold) & (fall > manifest.evidence_margin)
-    found["probability"] = figure(average(probability), patients)
-    found["drawn"] = figure(average(drawn), patients)
-    if len(there):
-        found["fall"] = figure(average(fall[there]), [patients[i] for i in there.tolist()])
-    return found
+    return Answers(
+        area=area,
+        probability=figure(average(probability), patients),
+        drawn=figure(average(drawn), patients),
+        fall=figure(average(fall[rows]), patients.take(rows)) if len(rows) else None,
+    )

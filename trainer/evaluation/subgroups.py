@@ -1,17 +1,18 @@
 """Results of subgroups: by view, sex, age and how much of the image the ground truth covers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
+from nemt_dicom.model.evaluation import Figure, Scores, Subgroup
+
 from ..arrays import Regions
 from ..data.cases import Case
 from ..data.tables import read_age, read_sex
-from ..statistics import area_under_curve, figure, mean
+from ..statistics import Patients, auc, mean
 from .scores import Columns
 
 AGES = ((0, 40, "under 40"), (40, 65, "40 to 64"), (65, 200, "65 and over"))
@@ -19,11 +20,11 @@ SIZES = ((0.0, 0.1, "under 10 %"), (0.1, 0.25, "10 to 25 %"), (0.25, 1.01, "25 %
 SHOWN = ("relevance_mass", "relevance_rank", "faithfulness")
 UNKNOWN = "not known"
 
-Groups = dict[str, NDArray[np.str_]]
-"""A property -> its value of each image."""
+Groups = Mapping[str, NDArray[np.str_]]
+"""A property -> its value for each image."""
 
 
-def properties(cases: Sequence[Case]) -> Groups:
+def properties(cases: Sequence[Case]) -> dict[str, NDArray[np.str_]]:
     """View, sex and age band of each case, by its table, else by the header of its DICOM file."""
     rows = [_properties(case) for case in cases]
     names = ("view", "sex", "age")
@@ -46,58 +47,59 @@ def _properties(case: Case) -> tuple[str, str, str]:
 
 
 def sizes(truth: Regions) -> NDArray[np.str_]:
-    """How much of its image each region covers, as a band."""
+    """How much of its image each region (N, S, S) covers, as a band: (N,)."""
     shares = truth.mean(axis=(1, 2))
     return np.array([next(n for low, high, n in SIZES if low <= share < high) for share in shares])
 
 
-def _values(found: NDArray[np.str_]) -> list[str]:
-    """The values that occur: bands in their order, what is not known at the end."""
+def _in_order(values: NDArray[np.str_]) -> list[str]:
+    """The values that occur: bands in their order, `UNKNOWN` last."""
     order = [name for *_, name in (*AGES, *SIZES)]
     return sorted(
-        set(found.tolist()),
+        set(values.tolist()),
         key=lambda v: (v == UNKNOWN, order.index(v) if v in order else -1, v),
     )
 
 
 def by_subgroup(
-    groups: Groups, columns: Mapping[str, Columns], patients: Sequence[str]
-) -> dict[str, Any]:
-    """Each property's values -> `images`, and `methods` -> metric -> figure, JSON-able."""
-    found: dict[str, Any] = {}
-    for name, values in groups.items():
-        found[name] = {}
-        for value in _values(values):
-            rows = np.flatnonzero(values == value)
-            whose = [patients[i] for i in rows.tolist()]
-            found[name][value] = {
-                "images": len(rows),
-                "methods": {
-                    method: {
-                        metric: mean(own[metric][rows], whose) for metric in SHOWN if metric in own
-                    }
-                    for method, own in columns.items()
-                },
-            }
-    return found
+    groups: Groups, columns: Mapping[str, Columns], patients: Patients
+) -> dict[str, dict[str, Subgroup]]:
+    """The subgroup of each value of each property. columns: by method; groups: of the same rows."""
+    return {
+        name: {
+            value: _subgroup(np.flatnonzero(values == value), columns, patients)
+            for value in _in_order(values)
+        }
+        for name, values in groups.items()
+    }
+
+
+def _subgroup(
+    rows: NDArray[np.intp], columns: Mapping[str, Columns], patients: Patients
+) -> Subgroup:
+    owners = patients.take(rows)
+    return Subgroup(
+        images=len(rows),
+        methods={
+            method: Scores(**{m: mean(scores[m][rows], owners) for m in SHOWN if m in scores})
+            for method, scores in columns.items()
+        },
+    )
 
 
 def auc_by_subgroup(
     groups: Groups,
     probability: NDArray[np.float32],
     labels: NDArray[np.float32],
-    patients: Sequence[str],
-) -> dict[str, Any]:
-    """Each property's values -> AUC, where both labels occur."""
-    found: dict[str, Any] = {}
+    patients: Patients,
+) -> dict[str, dict[str, Figure]]:
+    """The AUC of each value of each property, if both labels occur. probability, labels: (N,)."""
+    aucs: dict[str, dict[str, Figure]] = {}
     for name, values in groups.items():
-        found[name] = {}
-        for value in _values(values):
+        aucs[name] = {}
+        for value in _in_order(values):
             rows = np.flatnonzero(values == value)
-            p, y = probability[rows], labels[rows]
-            if 0 < y.sum() < len(y):
-                found[name][value] = figure(
-                    lambda r, p=p, y=y: area_under_curve(p[r], y[r]),  # type: ignore[misc]
-                    [patients[i] for i in rows.tolist()],
-                )
-    return found
+            area = auc(probability[rows], labels[rows], patients.take(rows))
+            if area is not None:
+                aucs[name][value] = area
+    return aucs

@@ -1,46 +1,46 @@
 """Seconds an image of every method and of the target model's own pass, in one run."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 
+from nemt_dicom.model.evaluation import Seconds
 from nemt_dicom.model.network import ExplainedNetwork
 
 from ..arrays import Images
+from ..inference import device_of
 from ..progress import Progress
-from ..statistics import average, figure
+from ..statistics import Patients, average, constant, figure
+from .maps import Clock
 from .methods import Method
+from .settings import EvaluationSettings
 
 TARGET_MODEL = "target_model"
 """Key of the target model's forward pass among the timings."""
-ROUNDS = 8
-"""Images that each method is asked for, one at a time."""
-SLOW_ROUNDS = 2
-"""The same of a method that takes more than SLOW seconds, which is not timed in a batch."""
-SLOW = 1.5
-BATCH = 32
 
 Run = Callable[[Images], object]
-Timings = dict[str, dict[str, dict[str, float]]]
 
 
 def time_methods(
     network: ExplainedNetwork,
     methods: Mapping[str, Method],
     images: Images,
-    patients: Sequence[str],
+    patients: Patients,
+    settings: EvaluationSettings,
     progress: Progress,
-) -> Timings:
-    """`seconds` and `seconds_in_batch` an image, with their intervals, by method.
+    *,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Seconds]:
+    """Seconds an image by method, and of the target model under `TARGET_MODEL`.
 
-    One image at a time, as a service is asked, in turns: every method has one image, then every
-    method the next, so that what else the machine does falls on all alike. Each is asked once
-    before its clock starts, and a GPU is waited for. In a batch: the mean of BATCH images asked at
-    once; absent for a method that is too slow.
+    images: (N, C, S, S), of which every method can make a map. One image at a time, in turns:
+    every method gets one image, then every method the next, so that other work of the machine
+    falls on all alike. Each is asked once before its clock starts, and a GPU is waited for. Then a
+    batch of images at once, unless the method is slow.
     """
-    device = next(network.parameters()).device
+    device = device_of(network)
 
     @torch.inference_mode()
     def target_model(chosen: Images) -> None:
@@ -48,40 +48,44 @@ def time_methods(
 
     runs: dict[str, Run] = {TARGET_MODEL: target_model}
     runs |= {key: _run(method, network) for key, method in methods.items()}
-    progress.stage("time", len(runs) * (2 + ROUNDS))
-    taken: dict[str, list[float]] = {key: [] for key in runs}
+    progress.stage("time", len(runs) * (2 + settings.timing_rounds))
     for key, run in runs.items():
-        run(images[:1])  # and it is warm
+        run(images[:1])  # warms it up
         progress.step(key)
-    for i in range(ROUNDS):
+    single: dict[str, list[float]] = {key: [] for key in runs}
+    for i in range(settings.timing_rounds):
+        at = i % len(images)
         for key, run in runs.items():
-            if i < SLOW_ROUNDS or np.mean(taken[key]) <= SLOW:
-                at = i % len(images)
-                taken[key].append(_seconds(run, images[at : at + 1].copy(), device))
+            if i < settings.timing_slow_rounds or not _slow(single[key], settings):
+                single[key].append(_seconds(run, images[at : at + 1].copy(), device, clock))
             progress.step(key)
-    found: Timings = {}
-    batch = images[np.arange(BATCH) % len(images)]
+    batch = images[np.arange(settings.timing_batch) % len(images)]
+    results = {}
     for key, run in runs.items():
-        whose = [patients[i % len(images)] for i in range(len(taken[key]))]
-        found[key] = {"seconds": figure(average(np.array(taken[key])), whose)}
-        if np.mean(taken[key]) <= SLOW:
+        owners = patients.take(i % len(images) for i in range(len(single[key])))
+        each = None
+        if not _slow(single[key], settings):
             run(batch)
-            seconds = _seconds(run, batch.copy(), device) / BATCH
-            found[key]["seconds_in_batch"] = figure(lambda _, s=seconds: s, ["all"])  # type: ignore[misc]
+            each = constant(_seconds(run, batch.copy(), device, clock) / len(batch))
+        results[key] = Seconds(single=figure(average(np.array(single[key])), owners), batch=each)
         progress.step(key)
-    return found
+    return results
+
+
+def _slow(seconds: list[float], settings: EvaluationSettings) -> bool:
+    return bool(np.mean(seconds) > settings.timing_slow_seconds)
 
 
 def _run(method: Method, network: ExplainedNetwork) -> Run:
     return lambda images: method.maps(network, images)
 
 
-def _seconds(run: Run, images: Images, device: torch.device) -> float:
+def _seconds(run: Run, images: Images, device: torch.device, clock: Clock) -> float:
     _wait(device)
-    begin = time.perf_counter()
+    begin = clock()
     run(images)
     _wait(device)
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def _wait(device: torch.device) -> None:

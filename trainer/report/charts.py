@@ -1,33 +1,35 @@
 """Pictures of an evaluation: bars with intervals, panels of maps, curves; and of any masks."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
+from nemt_dicom.model.evaluation import Evaluation, Figure, MethodResult, Randomisation
+
 from ..arrays import Images, Maps, Regions
-from ..evaluation.methods import NEMT
+from ..evaluation.settings import NEMT
+from ..files import write_whole
 from ..metrics import min_max
-from .tables import FURTHER, PAPER, ordered
+from .tables import FURTHER, PAPER, SECONDS, ordered, score
 
 mpl.use("Agg")
+from matplotlib import figure as mpl_figure
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-Summary = dict[str, Any]
 TRUTH_COLOUR = "#00d0ff"
 
 
-def draw_bars(path: Path, summary: Summary) -> None:
+def draw_bars(path: Path, evaluation: Evaluation) -> None:
     """Every method's figures as bars with their 95 % intervals."""
-    rows = summary["methods"]
-    methods = ordered(rows)
+    methods = [evaluation.methods[key] for key in ordered(evaluation.methods)]
     names = ("relevance_rank", "relevance_mass", "relevance_rank_less_others",
-             "relevance_mass_less_others", *list(PAPER)[2:], *FURTHER)  # fmt: skip
-    present = [name for name in names if any(name in row for row in rows.values())]
+             "relevance_mass_less_others", *list(PAPER)[2:], "seconds", *FURTHER)  # fmt: skip
+    present = [name for name in names if any(_figure(m, name) for m in methods)]
     columns = 3
     lines = -(-len(present) // columns)
     height = (0.28 * len(methods) + 0.9) * lines
@@ -36,21 +38,27 @@ def draw_bars(path: Path, summary: Summary) -> None:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, present, strict=False):
         for place, method in enumerate(methods):
-            found = rows[method].get(name)
-            if found is None:
+            bar = _figure(method, name)
+            if bar is None:
                 continue
-            colour = "tab:orange" if method == NEMT else "tab:blue"
-            axis.barh(place, found["mean"], color=colour, alpha=0.7)
-            axis.plot([found["lo"], found["hi"]], [place, place], color="black", linewidth=1.2)
-        axis.set_yticks(range(len(methods)), [rows[method]["name"] for method in methods])
+            colour = "tab:orange" if method is evaluation.module else "tab:blue"
+            axis.barh(place, bar.mean, color=colour, alpha=0.7)
+            axis.plot([bar.lo, bar.hi], [place, place], color="black", linewidth=1.2)
+        axis.set_yticks(range(len(methods)), [method.name for method in methods])
         axis.tick_params(labelsize=8)
         title = name.replace("_less_others", ", own less others").replace("_", " ")
-        axis.set_title({**PAPER, **FURTHER}.get(name, title), fontsize=10)
+        axis.set_title({**PAPER, **FURTHER, "seconds": SECONDS}.get(name, title), fontsize=10)
         if name == "seconds":
             axis.set_xscale("log")
         axis.grid(axis="x", alpha=0.3)
     axes[0, 0].invert_yaxis()
-    _save(chart, path, dpi=90)
+    save(chart, path, dpi=90)
+
+
+def _figure(method: MethodResult, name: str) -> Figure | None:
+    if name == "seconds":
+        return None if method.seconds is None else method.seconds.single
+    return score(method.scores, name)
 
 
 def draw_panels(
@@ -61,9 +69,10 @@ def draw_panels(
     names: Mapping[str, str],
     titles: Sequence[str],
 ) -> None:
-    """A row an image, a column a method, as the paper's figures 3 and 4: source, truth, maps.
+    """A row an image, a column a method, like the paper's figures 3 and 4: source, truth, maps.
 
-    maps: each image's maps (S, S) by method; a method without one of an image leaves it blank.
+    images: (N, C, S, S). maps: each image's maps (S, S) by method; a method without a map of an
+    image leaves its place blank. names: by method.
     """
     methods = ordered(names)
     columns = len(methods) + 2
@@ -81,14 +90,14 @@ def draw_panels(
             if method not in maps[line]:
                 continue
             _show(axis, image)
-            found = maps[line][method]
-            axis.imshow(found if method == NEMT else min_max(found), "inferno", alpha=0.6,
+            values = maps[line][method]
+            axis.imshow(values if method == NEMT else min_max(values), "inferno", alpha=0.6,
                         vmin=0, vmax=1)  # fmt: skip
             _outline(axis, None if truth is None else truth[line])
     axes[0, 1].set_title("ground truth", fontsize=8)
     for axis, method in zip(axes[0, 2:], methods, strict=True):
         axis.set_title(names[method], fontsize=8, wrap=True)
-    _save(chart, path, dpi=100)
+    save(chart, path, dpi=100)
 
 
 def draw_masks(
@@ -112,24 +121,23 @@ def draw_masks(
             axis.contour(masks[i], levels=[threshold], colors="white", linewidths=1.2)
         _outline(axis, None if truth is None else truth[i])
         axis.set_title(title, fontsize=9)
-    _save(chart, path, dpi=90)
+    save(chart, path, dpi=90)
 
 
-def draw_curves(path: Path, summary: Summary) -> None:
+def draw_curves(path: Path, evaluation: Evaluation) -> None:
     """Mean deletion and insertion curves of every method, for each fill."""
-    rows = summary["methods"]
     kinds = ("deletion_black", "deletion_blur", "insertion_black", "insertion_blur")
     chart, axes = plt.subplots(1, 4, figsize=(17, 4.6), sharey=True)
     for axis, kind in zip(axes, kinds, strict=True):
-        for place, method in enumerate(ordered(rows)):
-            if kind not in rows[method].get("curves", {}):
+        for place, key in enumerate(ordered(evaluation.methods)):
+            method = evaluation.methods[key]
+            if kind not in method.curves:
                 continue
-            curve = rows[method]["curves"][kind]
-            ours = method == NEMT
+            curve, ours = method.curves[kind], key == NEMT
             axis.plot(
                 np.linspace(0, 100, len(curve)),
                 curve,
-                label=rows[method]["name"],
+                label=method.name,
                 linewidth=2.6 if ours else 1.2,
                 color="black" if ours else plt.cm.tab20(place % 20),
             )
@@ -140,27 +148,25 @@ def draw_curves(path: Path, summary: Summary) -> None:
     axes[0].set_ylabel("mean probability")
     handles, labels = axes[0].get_legend_handles_labels()
     chart.legend(handles, labels, loc="lower center", ncol=7, fontsize=8, frameon=False)
-    chart.tight_layout(rect=(0, 0.13, 1, 1))
-    chart.savefig(path, dpi=90)
-    plt.close(chart)
+    save(chart, path, dpi=90, room=(0, 0.13, 1, 1))
 
 
-def draw_randomisation(path: Path, summary: Summary) -> None:
+def draw_randomisation(path: Path, randomisation: Randomisation) -> None:
     """Rank correlation with the original maps, as more of the target model is randomised."""
-    found = summary["randomisation"]
     chart, axes = plt.subplots(1, 2, figsize=(13, 4.4), sharey=True)
     for axis, kind in zip(axes, ("cascading", "independent"), strict=True):
-        for method in ordered(key for key in found if key != "layers"):
-            values = [np.nan if v is None else v for v in found[method][kind]]
+        for key in ordered(randomisation.methods):
+            method = randomisation.methods[key]
+            series = method.cascading if kind == "cascading" else method.independent
+            values = [np.nan if value is None else value for value in series]
             axis.plot(range(1, len(values) + 1), values, marker="o", markersize=4,
-                      label=found[method]["name"],
-                      linewidth=2.6 if method == NEMT else 1.2)  # fmt: skip
+                      label=method.name, linewidth=2.6 if key == NEMT else 1.2)  # fmt: skip
         axis.set_title(kind)
         axis.set_xlabel("group of layers, from the output to the input")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("rank correlation")
     axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    _save(chart, path, dpi=90)
+    save(chart, path, dpi=90)
 
 
 def _show(axis: Axes, image: NDArray[np.float32]) -> None:
@@ -172,7 +178,16 @@ def _outline(axis: Axes, region: NDArray[np.bool_] | None) -> None:
         axis.contour(region.astype(float), levels=[0.5], colors=TRUTH_COLOUR, linewidths=1.0)
 
 
-def _save(chart: Any, path: Path, dpi: int) -> None:
-    chart.tight_layout()
-    chart.savefig(path, dpi=dpi)
+def save(
+    chart: mpl_figure.Figure,
+    path: Path,
+    *,
+    dpi: int,
+    room: tuple[float, float, float, float] = (0, 0, 1, 1),
+) -> None:
+    """Writes a chart as PNG, whole, and closes it. room: the part for the axes, of the whole."""
+    chart.tight_layout(rect=room)
+    picture = io.BytesIO()
+    chart.savefig(picture, dpi=dpi, format="png")
     plt.close(chart)
+    write_whole(path, picture.getvalue())

@@ -1,34 +1,37 @@
-"""What a training run leaves for people: its curves, the ablation's table."""
+"""What a training run writes for people: its curves, and the table of the ablation."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from torch.utils.tensorboard import SummaryWriter
 
+from nemt_dicom.model.evaluation import Scores
+
 from ..files import write_whole
 from ..markdown import show, table
 from ..training.checkpoint import Epoch
+from .charts import save
+from .tables import score
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 
 def write_metrics(path: Path, epochs: Sequence[Epoch]) -> None:
-    """`metrics.csv`: one line a figure, so that every part can have its own.
+    """`metrics.csv`: a line a figure, so that every part can have its own.
 
-    Whole at any time, for who reads it while the run goes on.
+    The file is whole at any time, for people who read it while the run goes on.
     """
-    text = StringIO()
+    text = StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["part", "epoch", "figure", "value"])
     for epoch in epochs:
         for name, value in epoch.figures.items():
             writer.writerow([epoch.part, epoch.number, name, f"{value:.6g}"])
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, text.getvalue())
 
 
 def draw_curves(path: Path, epochs: Sequence[Epoch]) -> None:
@@ -47,9 +50,7 @@ def draw_curves(path: Path, epochs: Sequence[Epoch]) -> None:
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3)
         axis.set_title(f"{part}: {name.replace('_', ' ')}", fontsize=8)
         axis.grid(alpha=0.3)
-    chart.tight_layout()
-    chart.savefig(path, dpi=100)
-    plt.close(chart)
+    save(chart, path, dpi=100)
 
 
 ABLATION = {
@@ -64,30 +65,28 @@ ABLATION = {
 }
 
 
-def ablation_table(rows: dict[str, Any]) -> str:
+def ablation_table(rows: Mapping[str, Scores]) -> str:
     """A line a variant of the ablation."""
     return table(
         ["variant", *ABLATION.values()],
-        [[name, *(show(row.get(key)) for key in ABLATION)] for name, row in rows.items()],
+        [[name, *(show(score(row, key)) for key in ABLATION)] for name, row in rows.items()],
     )
 
 
-def draw_ablation(path: Path, rows: dict[str, Any]) -> None:
+def draw_ablation(path: Path, rows: Mapping[str, Scores]) -> None:
     """`ablation.png`: each figure of every variant with its 95 % interval."""
     chart, axes = plt.subplots(2, 4, figsize=(17, 9), sharey=True)
     for axis, (key, title) in zip(axes.flat, ABLATION.items(), strict=True):
         for place, row in enumerate(rows.values()):
-            if (found := row.get(key)) is not None:
-                axis.plot([found["lo"], found["hi"]], [place, place], color="tab:grey")
-                axis.plot(found["mean"], place, "o", color="tab:blue")
+            if (figure := score(row, key)) is not None:
+                axis.plot([figure.lo, figure.hi], [place, place], color="tab:grey")
+                axis.plot(figure.mean, place, "o", color="tab:blue")
         axis.set_title(title, fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     for axis in axes[:, 0]:
         axis.set_yticks(range(len(rows)), list(rows))
     axes[0, 0].invert_yaxis()
-    chart.tight_layout()
-    chart.savefig(path, dpi=100)
-    plt.close(chart)
+    save(chart, path, dpi=100)
 
 
 def tensorboard_writer(folder: Path) -> SummaryWriter:

@@ -31,9 +31,10 @@ from trainer.evaluation import model_dependence as dependence
 from trainer.evaluation.checks import QUESTIONS, checks, verdict
 from trainer.evaluation.code_versions import code_versions
 from trainer.evaluation.decisions import mask_areas
-from trainer.evaluation.methods import METHODS, NEMT, Method
+from trainer.evaluation.methods import METHODS, Method
 from trainer.evaluation.result_store import ResultStore
 from trainer.evaluation.scores import Evaluated, methods_table, scores
+from trainer.evaluation.settings import NEMT
 from trainer.progress import Silent
 
 FILES = {

@@ -11,8 +11,9 @@ import torch
 
 from tests.conftest import random_network
 from trainer.evaluation import removal
+from trainer.evaluation.attributions import random_maps
 from trainer.evaluation.maps import Attributed
-from trainer.evaluation.methods import METHODS, random_maps
+from trainer.evaluation.methods import METHODS
 from trainer.evaluation.scores import Evaluated, mean_curves, methods_table, scores
 from trainer.metrics import (
     QUANTUS,

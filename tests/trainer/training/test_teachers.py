@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from nemt_dicom.model.bundle import Bundle
 from tests.trainer.synthetic_sets import write_nih
 from tests.trainer.training_kit import quick, stop_after, trained
-from nemt_dicom.model.bundle import Bundle
 from trainer.cli import main, read_arguments
 from trainer.prepare import prepare
 from trainer.progress import Silent
