@@ -12,7 +12,7 @@ from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.evaluation_schema2 import from_schema_2
 from nemt_dicom.model.manifest import EVALUATION, FILES, MANIFEST
 from nemt_dicom.model.upgrade import upgrade
-from tests.model.bundle_kit import METRICS, TRAINING, as_schema_2
+from tests.model.bundle_kit import METRICS, TRAINING, as_schema_2, to_schema_2
 from tests.model.test_folder import killed_at
 
 

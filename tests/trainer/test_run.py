@@ -154,7 +154,7 @@ def test_the_card_says_what_it_must_and_names_no_folder(bundle: Path, sets: Path
 
 def test_the_card_says_how_faithfulness_was_measured_at_this_size(bundle: Path) -> None:
     card = (bundle / "MODEL_CARD.md").read_text("utf-8")
-    assert f"faithfulness: {features_in_step(64)} values of 64 x 64 a step" in card
+    assert f"Faithfulness removes {features_in_step(64)} values of 64 x 64 in a step" in card
 
 
 @pytest.mark.parametrize(
