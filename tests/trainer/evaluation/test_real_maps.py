@@ -13,7 +13,8 @@ from trainer.arrays import Maps
 from trainer.data.cases import find_cases_to_evaluate
 from trainer.data.examples import default_cache, load_examples
 from trainer.data.ground_truth import ground_truth
-from trainer.evaluation.methods import METHODS
+from trainer.evaluation.methods import methods
+from trainer.evaluation.settings import EvaluationSettings
 from trainer.metrics import (
     complexity,
     faithfulness,
@@ -28,6 +29,8 @@ from trainer.metrics import (
 pytestmark = pytest.mark.realdata
 
 COUNT = 3
+STEPS = 8
+METHODS = methods(EvaluationSettings(gradient_steps=STEPS))
 Case = tuple[ExplainedNetwork, np.ndarray, np.ndarray]
 
 
@@ -84,7 +87,7 @@ def test_gradient_methods_are_captums(boxed: Case) -> None:
     network, images, _ = boxed
     x = torch.from_numpy(images)
     found = IntegratedGradients(network.logits).attribute(
-        x, baselines=0.0, target=network.target_index, n_steps=50, internal_batch_size=16
+        x, baselines=0.0, target=network.target_index, n_steps=STEPS, internal_batch_size=16
     )
     expected = found.sum(dim=1).abs().detach().numpy()
     maps = METHODS["integrated_gradients"].maps(network, images)
