@@ -2,16 +2,21 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 
+from nemt_dicom.model.bundle import Bundle
 from tests.trainer.synthetic_sets import write_csv_set, write_nih
 from tests.trainer.training_kit import quick, settings, small_recipe
 from trainer import prepare
 from trainer.cli import main
 from trainer.prepare import frozen_stages
+from trainer.progress import Silent
+from trainer.training.distributed import Team
 from trainer.training.places import Places
 
 QUICK = ["--target", "pneumonia", *quick()]
@@ -61,7 +66,6 @@ def test_a_label_that_only_bad_images_have_ends_the_run_before_training(
     [
         ({"target_model.backbone": "test_vit", "input.size": 65}, "'test_vit' on images of 65"),
         ({"target_model.backbone": "none"}, "timm has no model 'none'"),
-        ({"target_model.backbone": "hf-hub:nobody/nothing"}, "timm has no model"),
     ],
 )
 def test_a_backbone_that_does_not_fit_is_told_before_images_are_read(
@@ -76,10 +80,21 @@ def test_a_backbone_that_does_not_fit_is_told_before_images_are_read(
         pytest.fail("it was read")
 
     monkeypatch.setattr(prepare, "load_split", read)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     data = ["--data", str(nih), "--out", str(tmp_path / "new")]
     assert main([*QUICK, *data, *settings(values)]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_backbone_that_cannot_be_fetched(
+    nih: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    data = ["--data", str(nih), "--out", str(tmp_path / "new")]
+    assert main([*QUICK, *data, "--set", "target_model.backbone=hf-hub:nobody/nothing"]) == 1
+    assert "timm has no model 'hf-hub:nobody/nothing'" in capsys.readouterr().err
 
 
 def test_imagenet_weights_are_for_one_backbone(
@@ -110,3 +125,19 @@ def test_random_weights_are_never_frozen() -> None:
     assert frozen_stages(recipe, Places(folders=(), out=nowhere, cache=nowhere)) == 0
     given = Places(folders=(), out=nowhere, cache=nowhere, initial_weights=Path("w"))
     assert frozen_stages(recipe, given) == 2
+
+
+def test_a_bundle_on_other_data_is_told(random_bundle: Bundle, tmp_path: Path) -> None:
+    data = write_nih(tmp_path / "nih")
+    described = {"data": {"fingerprint": "other", "label": "pneumonia"}}
+    manifest = random_bundle.manifest.model_copy(update=described)
+    places = Places(
+        folders=(data,),
+        out=tmp_path / "out",
+        cache=tmp_path / "cache",
+        target_model=random_bundle.weights,
+        bundle=replace(random_bundle, manifest=manifest),
+        output_names=random_bundle.architecture.outputs,
+    )
+    ready = prepare.prepare(small_recipe(), places, Team.join("cpu"), Silent())
+    assert any("was trained on other data" in note for note in ready.dataset.notes)

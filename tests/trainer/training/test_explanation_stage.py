@@ -48,7 +48,7 @@ def trained(prepared: Prepared, **module: Any) -> Run:
 
 def test_a_mask_that_vanishes_ends_the_run(prepared: Prepared) -> None:
     with pytest.raises(TrainingError, match=r"to nothing.*smaller explanation_module\.area_weight"):
-        trained(prepared, area_weight=1000.0, epochs=3)
+        trained(prepared, area_weight=1000.0, epochs=10)
 
 
 def test_what_counts_as_a_collapse() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from nemt_dicom.model.bundle import Bundle
 from tests.trainer.synthetic_sets import write_nih
-from tests.trainer.training_kit import quick, stop_after, trained
+from tests.trainer.training_kit import quick, settings, stop_after, trained
 from trainer.cli import main, read_arguments
 from trainer.prepare import prepare
 from trainer.progress import Silent
@@ -108,9 +108,8 @@ def require_same_end(data: Path, out: Path, uninterrupted: Trained) -> None:
 
 
 def test_what_is_learnt_is_their_mean_answer_and_no_label(data: Path, tmp_path: Path) -> None:
-    recipe, places, _ = read_arguments(
-        command(data, tmp_path, "--set", 'target_model.auxiliary=["edema"]')
-    )
+    auxiliary = settings({"target_model.auxiliary": ["edema"]})
+    recipe, places, _ = read_arguments(command(data, tmp_path, *auxiliary))
     prepared = prepare(recipe, places, Team.join("cpu"), Silent())
     network, rows = prepared.network, np.arange(8)
     images = torch.from_numpy(prepared.train.take(rows))
