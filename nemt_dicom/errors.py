@@ -25,7 +25,7 @@ class ConfigError(NemtError):
 
 
 class BundleError(NemtError):
-    """A model bundle is damaged, incomplete or of another schema version than this release reads."""
+    """A bundle is damaged, incomplete or of a schema version that this release cannot read."""
 
 
 class SelfTestError(BundleError):
