@@ -134,7 +134,7 @@ class _Scan:
         elif kind == "sequence":
             raise Refused(Reason.UNPARSABLE, "a sequence holds an element that is not an item")
         else:
-            self._positiontribute(tag, implicit)
+            self._attribute(tag, implicit)
         if self._position - self._start > MAX_NON_PIXEL_BYTES and not self.has_pixel_data:
             raise Refused(Reason.TOO_LARGE, f"over {MAX_NON_PIXEL_BYTES} bytes before PixelData")
 

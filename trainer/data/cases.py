@@ -134,17 +134,16 @@ def find_cases_to_evaluate(
     folders: Sequence[Path],
     *,
     target: str,
-    split: str,
+    split: Split,
     photographs: bool,
     validation_share: float,
     trained_on: Collection[str],
     skip_bad: bool = False,
 ) -> Dataset:
-    """All labelled images of data folders, to evaluate a bundle on those of one split.
+    """All labelled images of data folders, to evaluate a bundle on one split.
 
-    If no table places a patient in a split, there are two cases. Either the bundle was trained on
-    other sources: then all images count as images of `split`. Or it was trained on these sources:
-    then the stable hash tells again which patients were held out.
+    If no table places a patient in a split, all images count as images of `split`. If the bundle
+    was trained on such data, the stable hash tells instead which patients were held out.
 
     folders, target, validation_share, skip_bad: as for `find_cases`.
     split: the split to evaluate.
@@ -153,8 +152,7 @@ def find_cases_to_evaluate(
 
     Raises `DataError`
     - as `find_cases` does for folders and patients,
-    - if the images are of the other kind,
-    - if `split` has no image,
+    - if the images are of the other kind, or `split` has none,
     - if the hash must tell who was held out, but a source of `trained_on` is missing.
     """
     target = canonical(target)
@@ -163,16 +161,15 @@ def find_cases_to_evaluate(
     require_images_of_kind(listings, photographs=photographs)
     splits = place_patients(listings, validation_share)
     images = existing_images(listings, notes, skip_bad=skip_bad)
-    unplaced = not any(split for listing in listings for _, split in listing.images)
-    whole = unplaced and _are_new({image.source for image in images}, trained_on)
-    if unplaced and not whole:
-        _require_all_sources({image.source for image in images}, trained_on)
-    if unplaced:
-        notes.append(ALL_EVALUATED if whole else HASH_DECIDES)
-    cases = tuple(
-        Case(**vars(image), split=split if whole else splits[image.patient])  # type: ignore[arg-type]
-        for image in images
-    )
+    if not any(placed for listing in listings for _, placed in listing.images):
+        sources = {image.source for image in images}
+        if _are_new(sources, trained_on):
+            splits = dict.fromkeys(splits, split)
+            notes.append(ALL_EVALUATED)
+        else:
+            _require_all_sources(sources, trained_on)
+            notes.append(HASH_DECIDES)
+    cases = tuple(Case(**vars(image), split=splits[image.patient]) for image in images)
     if not any(case.split == split for case in cases):
         present = sorted({case.split for case in cases})
         raise DataError(f"no image is in the split {split!r}; there are: {', '.join(present)}")

@@ -131,7 +131,7 @@ class TensorStore:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the lock: only this run adds rows. Reads first the rows that other runs have added."""
+        """Holds the lock, so only this run adds rows. First reads the rows of other runs."""
         with (self.folder / "lock").open("rb") as lock:
             with _explained(self.folder):
                 fcntl.flock(lock, fcntl.LOCK_EX)  # released even after kill -9
