@@ -1,7 +1,9 @@
-"""`nemt-dicom demo`: the real service beside a small PACS of its own, all on this machine.
+"""`nemt-dicom demo`: runs the real service with a small PACS, all on this machine.
 
-Three parties on free loopback ports: the service as `nemt-dicom serve` runs it, a storage SCP in
-this process as the PACS that it sends to, and a storage SCU that sends the radiographs.
+Three parties use free loopback ports:
+- the service, as `nemt-dicom serve` runs it,
+- the PACS: a storage SCP in this process that receives the outputs,
+- a storage SCU in this process that sends the radiographs.
 """
 
 import json
@@ -40,17 +42,25 @@ from nemt_dicom.state.records import DeliveryState, Instance, InstanceState
 from nemt_dicom.state.store import Store
 
 DEMO_FILE = "RG1_UNCR.dcm"
-"""A real chest radiograph of the PyPI package pydicom-data: 1955 x 1841, 15 bit, MONOCHROME1."""
+"""A real chest radiograph in the PyPI package pydicom-data: 1955 x 1841, 15 bit, MONOCHROME1."""
 
 Report = Callable[[str, int, int], None]
-"""Called with what is going on, steps done and steps in all."""
+"""A progress callback. Arguments: the current step, the number of steps done, and of all steps."""
 
 ENDED = {InstanceState.DEAD, InstanceState.REFUSED, InstanceState.CONFLICT}
+"""States in which an instance has no outputs and gets none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What came of one file. seconds: from the start of the C-STORE to the last arrival."""
+    """The result of one file.
+
+    name: file name of the radiograph.
+    instance: the instance in the database of the service.
+    files: files written: two DICOM objects and a PNG picture; none if the instance was refused.
+    send_seconds: duration of the C-STORE.
+    seconds: time from the start of the C-STORE to the arrival of the last output.
+    """
 
     name: str
     instance: Instance
@@ -107,7 +117,10 @@ class Pacs:
         return 0x0000
 
     def objects(self, source_uid: str, count: int, patience: float) -> list[bytes]:
-        """What was derived from one image; returns early when `count` objects have arrived."""
+        """Encoded datasets that were derived from one image.
+
+        Waits until `count` objects have arrived, at most `patience` seconds.
+        """
         with self._arrived:
             self._arrived.wait_for(
                 lambda: len(self._objects.get(source_uid, [])) >= count, patience
@@ -122,10 +135,13 @@ class Pacs:
 def run_demo(
     files: Mapping[str, Path], out: Path, bundle: Path | None, report: Report
 ) -> list[DemoResult]:
-    """Sends each file to a service of its own and writes what comes back to `out`, by its name.
+    """Starts a service, sends it each file and writes the outputs to the folder `out`.
 
-    Raises `NemtError` where the service does not start or ends, a file cannot be sent or an answer
-    cannot be delivered.
+    files: DICOM files by the name that their outputs get.
+    bundle: folder of the model bundle; None for the bundle that comes with the package.
+
+    Raises `NemtError` if the service does not start or ends early, if a file cannot be read or
+    sent, or if an output cannot be delivered.
     """
     datasets = [_read(file) for file in files.values()]
     total = 1 + 2 * len(files)
@@ -163,11 +179,11 @@ def run_demo(
 
 
 def demo_file() -> Path:
-    """The radiograph that comes with the package pydicom-data."""
-    found = get_testdata_file(DEMO_FILE, download=False)
-    if found is None:
+    """The radiograph in the package pydicom-data. Raises `NemtError` if it is missing."""
+    path = get_testdata_file(DEMO_FILE, download=False)
+    if path is None:
         raise NemtError(f"{DEMO_FILE} is missing: install the package pydicom-data, or name a file")
-    return Path(str(found))
+    return Path(str(path))
 
 
 def _read(file: Path) -> Dataset:
@@ -177,7 +193,7 @@ def _read(file: Path) -> Dataset:
     except OSError as error:
         raise NemtError(f"{file}: {error.strerror}") from error
     if "SOPInstanceUID" not in dataset or "SOPClassUID" not in dataset:
-        raise NemtError(f"{file}: not a DICOM image")
+        raise NemtError(f"{file} is not a DICOM image")
     if "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     return dataset
@@ -185,7 +201,7 @@ def _read(file: Path) -> Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class _Service:
-    """`nemt-dicom serve` as a process of its own."""
+    """A running `nemt-dicom serve`."""
 
     port: int
     state: Path
@@ -198,12 +214,12 @@ class _Service:
     def require_alive(self) -> None:
         if self.process.poll() is not None:
             lines = self.log.read_text(encoding="utf-8", errors="replace").strip()
-            raise NemtError(f"the service ended with {self.process.returncode}:\n{lines}")
+            raise NemtError(f"the service ended with exit code {self.process.returncode}:\n{lines}")
 
 
 @contextmanager
 def _service(folder: Path, pacs_port: int, bundle: Path | None) -> Iterator[_Service]:
-    """Gives the service once it answers C-ECHO, and ends it."""
+    """Starts the service, waits until it answers C-ECHO, and ends it afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -219,7 +235,7 @@ def _service(folder: Path, pacs_port: int, bundle: Path | None) -> Iterator[_Ser
         "NEMT_STATE__DIR": str(folder),
         "NEMT_LISTENER__PORT": str(port),
         "NEMT_LISTENER__MIN_FREE_MB": "0",
-        "NEMT_DELIVERY__MAX_REJECTIONS": "1",  # who watches is told at once
+        "NEMT_DELIVERY__MAX_REJECTIONS": "1",  # the user sees a rejection at once
         "NEMT_EXPLANATION__EXPLAIN_BELOW_THRESHOLD": "true",
         "NEMT_DESTINATIONS": json.dumps([destination]),
     }
@@ -245,6 +261,7 @@ def _service(folder: Path, pacs_port: int, bundle: Path | None) -> Iterator[_Ser
 
 
 def _answers(port: int) -> bool:
+    """Whether the service on this port answers C-ECHO with success."""
     ae = AE(ae_title="DEMO")
     ae.add_requested_context(Verification)
     association = ae.associate("127.0.0.1", port, ae_title="NEMT")
@@ -260,7 +277,7 @@ def _send(dataset: Dataset, port: int) -> None:
     ae.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
     association = ae.associate("127.0.0.1", port, ae_title="NEMT")
     if not association.is_established or not association.accepted_contexts:
-        raise NemtError("the service does not take this kind of object or transfer syntax")
+        raise NemtError("the service does not accept this SOP class or transfer syntax")
     status = association.send_c_store(dataset)
     association.release()
     if not status or status.Status != 0x0000:
@@ -269,7 +286,10 @@ def _send(dataset: Dataset, port: int) -> None:
 
 
 def _await(sop_instance_uid: str, pacs: Pacs, service: _Service) -> tuple[Instance, list[bytes]]:
-    """Waits until both objects are at the PACS, or the job has ended without them."""
+    """Waits until both objects are at the PACS, or the instance has ended without outputs.
+
+    Raises `NemtError` if the service has ended, or if an output is a dead letter.
+    """
     while True:
         objects = pacs.objects(sop_instance_uid, 2, patience=0.2)
         store = Store(service.state, read_only=True)
@@ -288,6 +308,7 @@ def _await(sop_instance_uid: str, pacs: Pacs, service: _Service) -> tuple[Instan
 
 
 def _write(objects: Sequence[bytes], out: Path, stem: str) -> Iterator[Path]:
+    """Writes STEM.seg.dcm, STEM.sc.dcm and STEM.png, and yields their paths."""
     for data in objects:
         is_sc = dcmread(BytesIO(data), stop_before_pixels=True).Modality == "OT"
         path = out / f"{stem}.{'sc' if is_sc else 'seg'}.dcm"

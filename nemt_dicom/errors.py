@@ -1,23 +1,23 @@
-"""Every error this project raises on purpose.
+"""Every error that this project raises on purpose.
 
 NemtError
 ├── ConfigError        a setting is unknown or has a value that is not allowed
 ├── BundleError        a model bundle is damaged, incomplete or of another version
-│   └── SelfTestError  the bundle's golden image no longer gives the recorded answer
+│   └── SelfTestError  the golden image of the bundle does not give the recorded result
 ├── StateInUse         another service holds the state folder
 ├── StateError         the state folder or its database cannot be used
-├── DamagedBlob        a file of the spool is not what was stored
+├── DamagedBlob        a file of the spool does not hold the bytes that were stored
 ├── DataError          training or evaluation data are missing or contradict themselves
 ├── TrainingError      a training run cannot go on
 ├── BadOutput          an explanation holds NaN or infinity; it is never sent
-└── Refused            an instance is not one this service explains (see `Reason`)
+└── Refused            this service does not explain the instance (see `Reason`)
 """
 
 from enum import StrEnum
 
 
 class NemtError(Exception):
-    """Root of all errors raised on purpose. The text names what is wrong and what to do."""
+    """Root of all errors that are raised on purpose. The text names the problem and a remedy."""
 
 
 class ConfigError(NemtError):
@@ -25,7 +25,7 @@ class ConfigError(NemtError):
 
 
 class BundleError(NemtError):
-    """A model bundle is damaged, incomplete or of a schema version this release cannot read."""
+    """A bundle is damaged, incomplete or of a schema version that this release cannot read."""
 
 
 class SelfTestError(BundleError):
@@ -37,11 +37,11 @@ class StateInUse(NemtError):
 
 
 class StateError(NemtError):
-    """The state folder or its database cannot be used as it is."""
+    """The state folder or its database cannot be used."""
 
 
 class DamagedBlob(NemtError):
-    """A file of the spool does not hold the bytes that its name, their SHA-256, says."""
+    """A file of the spool does not hold the stored bytes: its name is not their SHA-256."""
 
 
 class DataError(NemtError):
@@ -49,17 +49,17 @@ class DataError(NemtError):
 
 
 class TrainingError(NemtError):
-    """A training run cannot go on: diverged, collapsed or misconfigured."""
+    """A training run cannot go on: it diverged, it collapsed or its options are wrong."""
 
 
 class BadOutput(NemtError):
-    """An explanation holds NaN or infinity. An empty explanation is valid, this is not."""
+    """An explanation holds NaN or infinity. (An empty explanation is valid.)"""
 
 
 class Reason(StrEnum):
-    """Why an instance is refused: the code shown by `nemt-dicom jobs` and written to the log."""
+    """Why an instance is refused. `nemt-dicom jobs` and the log show these codes."""
 
-    # Found by the bounded look at the header, refused on the wire.
+    # The listener checks the header and refuses the instance on the wire.
     INVALID_UID = "invalid_uid"
     UID_MISMATCH = "uid_mismatch"
     UNPARSABLE = "unparsable"
@@ -67,7 +67,7 @@ class Reason(StrEnum):
     NO_PIXEL_DATA = "no_pixel_data"
     INVALID_SIZE = "invalid_size"
     TOO_LARGE = "too_large"
-    # Found later; the instance was acknowledged and ends as `refused`.
+    # The worker checks the rest. The instance was acknowledged; its state becomes `refused`.
     SOP_CLASS = "sop_class"
     NOT_CR_DX = "not_cr_dx"
     FOR_PROCESSING = "for_processing"
@@ -86,9 +86,10 @@ class Reason(StrEnum):
 
 
 class Refused(NemtError):
-    """An instance is not one this service explains.
+    """This service does not explain the instance.
 
-    `reason` is the stable code; `detail` says what was found and holds no patient data.
+    reason: the code; stable over releases.
+    detail: a description of the problem, without patient data.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:

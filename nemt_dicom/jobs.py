@@ -1,6 +1,6 @@
-"""`nemt-dicom jobs`: shows instances and deliveries, and tries dead ones again.
+"""`nemt-dicom jobs`: shows instances and deliveries, and retries dead ones.
 
-It works on the database of a state folder, whether or not the service runs.
+It works on the database of a state folder. The service may run or not.
 """
 
 import json
@@ -23,8 +23,11 @@ from nemt_dicom.state.store import Store
 def opened(
     settings: Settings, *, read_only: bool = True, busy_ms: int = BUSY_MS
 ) -> Iterator[Store]:
-    """The database of the state folder. Raises `StateError` if it cannot be used, or if another
-    process holds its lock for `busy_ms` milliseconds.
+    """Opens the database of the state folder, and closes it at the end.
+
+    busy_ms: milliseconds to wait for the lock of another process.
+
+    Raises `StateError` if the database cannot be used or stays locked.
     """
     state_dir = settings.state.dir
     try:
@@ -35,15 +38,20 @@ def opened(
 
 
 def find(store: Store, key: str) -> str:
-    """The SOP Instance UID that `key` means, see `Store.find`. Raises `NemtError` for none."""
+    """The SOP Instance UID that `key` stands for, see `Store.find`.
+
+    Raises `NemtError` if the database holds no such instance.
+    """
     uid = store.find(key)
     if uid is None:
-        raise NemtError(f"no instance {key} in this state folder")
+        raise NemtError(
+            f"no instance {key} in this state folder: `nemt-dicom jobs` lists the instances"
+        )
     return uid
 
 
 def overview(instances: Sequence[Instance]) -> Table:
-    """A line an instance."""
+    """One line for each instance."""
     table = folding_table("received (UTC)", "SOP Instance UID", "state", "reason", "p", "delivered")
     for instance in instances:
         probability = (instance.summary or {}).get("probability")
@@ -60,7 +68,7 @@ def overview(instances: Sequence[Instance]) -> Table:
 
 
 def details(instance: Instance) -> Iterator[Table]:
-    """All that is known of an instance, then its deliveries if it has any."""
+    """A table of everything that is known about an instance, then a table of its deliveries."""
     table = folding_table("", "")
     table.show_header = False
     for key, value in _as_dict(instance).items():
@@ -81,31 +89,31 @@ def details(instance: Instance) -> Iterator[Table]:
 
 
 def as_json(instances: Sequence[Instance]) -> str:
-    """All that is known of the instances: an array for programs."""
+    """Everything that is known about the instances, as a JSON array for programs."""
     return json.dumps([_as_dict(instance) for instance in instances], indent=2)
 
 
 def retry(
     settings: Settings, keys: Sequence[str] | None, *, by_file: bool, busy_ms: int = BUSY_MS
 ) -> list[str]:
-    """Tries again what is dead, see `Store.retry`; returns lines that say what it did.
+    """Retries dead instances and dead deliveries, see `Store.retry`. Returns lines for a report.
 
     keys: the instances, see `find`; None for all.
-    by_file: the settings come from a file.
+    by_file: whether the settings come from a file.
     busy_ms: milliseconds to wait for the lock of the database.
 
-    Raises `NemtError` for an unknown key, and if the settings cannot be the service's own because
-    results went elsewhere.
+    Raises `NemtError` if a key is unknown. Raises it also if these settings name no destination but
+    the database does: then they are not the settings of the service.
     """
     configured = [destination.name for destination in settings.resolved_destinations()]
-    # A reader first: it makes no database, and migrates none under a service that runs.
+    # First a reader: it neither creates a database nor migrates the one of a running service.
     with opened(settings) as store:
         uids = None if keys is None else [find(store, key) for key in keys]
         not_configured = store.destinations().difference(configured)
     if not_configured and not settings.destinations and not by_file:
         raise NemtError(
-            f"results were for {', '.join(sorted(not_configured))}, and these settings name no "
-            "destination: give the service's own with --config"
+            f"results went to {', '.join(sorted(not_configured))}, and these settings name no "
+            "destination: name the configuration file of the service with --config"
         )
     with opened(settings, read_only=False, busy_ms=busy_ms) as store:
         spool = Spool(settings.state.dir, process="jobs")
@@ -118,11 +126,11 @@ def retry(
         f"deliveries added: {done.added}",
     ]
     if done.remade:
-        lines.append(f"instances explained again, their results were lost: {done.remade}")
+        lines.append(f"instances explained again because their results were lost: {done.remade}")
     if gone:
-        lines.append(f"results lost for good, the spool has lost their images too: {len(gone)}")
+        lines.append(f"results that are lost with their images, for good: {len(gone)}")
     if done.held:
-        lines.append(f"instances left dead, their UID came with other content: {done.held}")
+        lines.append(f"instances left dead because their UID came with other content: {done.held}")
     return lines + [
         f"deliveries left, destination {name} is not configured: {count}"
         for name, count in done.left.items()
@@ -130,7 +138,7 @@ def retry(
 
 
 def folding_table(*headers: str) -> Table:
-    """A table that folds what is too long and never cuts it."""
+    """A table that folds long values and never cuts them."""
     table = Table()
     for header in headers:
         table.add_column(header, overflow="fold")

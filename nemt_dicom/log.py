@@ -1,7 +1,8 @@
-"""Log lines: one line each, no control characters, no patient data.
+"""Log entries: one line each, without control characters, without patient data.
 
-An instance is named by a short hash of its SOP Instance UID. Of an exception only the type and the
-place are written, and what the system says of an `OSError`: its text may quote the dataset.
+An instance is named by a short hash of its SOP Instance UID. An exception is logged by its type and
+place, an `OSError` also by the message of the system. The text of an exception is never logged,
+because it may quote the dataset.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def escape(text: str) -> str:
-    r"""`text` with control characters and line ends written as `\xNN`."""
+    r"""`text` with each control character and line end written as `\xNN`."""
     return _CONTROL.sub(lambda m: f"\\x{ord(m.group()):02x}", text)
 
 
@@ -25,13 +26,13 @@ def instance_name(sop_instance_uid: str) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """Type and place of an exception, innermost call first, without its text."""
-    what = type(error).__name__
+    """Type and place of an exception without its text. The innermost call comes first."""
+    description = type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        what += f" ({error.strerror})"
+        description += f" ({error.strerror})"
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     places = [f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in reversed(frames)]
-    return f"{what} at {' < '.join(places)}" if places else what
+    return f"{description} at {' < '.join(places)}" if places else description
 
 
 class LineFormatter(logging.Formatter):
@@ -39,7 +40,7 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        # Libraries log exception objects as the message itself: keep only what is safe to show.
+        # Some libraries pass an exception as the message: its text may hold patient data.
         if isinstance(record.msg, BaseException):
             text = describe_error(record.msg)
         else:
@@ -55,16 +56,19 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 def _is_safe(record: logging.LogRecord) -> bool:
-    """False for warnings of libraries that quote what was received: we log what matters of them.
+    """False for warnings of libraries that may quote the received dataset.
 
-    Asked of each record, for these libraries set the levels of their loggers when imported.
+    This is a filter for each record: these libraries set the levels of their loggers at import.
     """
     quotes = record.name.split(".")[0] in {"pydicom", "pynetdicom", "py", "highdicom"}
     return not quotes or record.levelno >= logging.ERROR
 
 
 def configure_logging(level: str) -> None:
-    """Sends this process's log to standard error. `level` is debug, info, warning or error."""
+    """Sends the log of this process to standard error.
+
+    level: debug, info, warning or error.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     handler.addFilter(_is_safe)

@@ -1,4 +1,4 @@
-"""Settings: what wins over what, and that every mistake is named with what would be allowed."""
+"""Settings: which source wins, and that each mistake is reported with the allowed values."""
 
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def test_environment_value(name: str, text: str, value: object) -> None:
 
 
 def test_every_key_can_be_set_by_the_environment(tmp_path: Path) -> None:
-    """The default of each key, written as text, is read back as the same value."""
+    """The default of each key is written as text and read back as the same value."""
     defaults = load_settings(env={})
     env = {}
     for section, field in Settings.model_fields.items():
@@ -130,7 +130,7 @@ def test_settings_cannot_be_changed() -> None:
 # --- mistakes ---
 
 FILE_MISTAKES = {
-    # TOML -> words the message must hold: the key, the value, what is allowed
+    # TOML, and words of the message: the key, the value, the allowed values
     "unknown-section": ("[listner]\nport = 3", ["listner", "no such section", "listener, input"]),
     "section-like-a-kind": ("[dicom]\nport = 3", ["dicom", "no such section", "listener, input"]),
     "key-like-a-kind": ("[listener]\nfolder = 'x'", ["listener.folder = 'x'", "no such key"]),
@@ -252,7 +252,7 @@ def test_override_is_checked_like_any_value() -> None:
         load_settings(env={}, overrides={"listener": {"port": 0}})
 
 
-def test_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.toml: cannot be read: No such file"):
         load_settings(tmp_path / "missing.toml", {})
 
@@ -278,7 +278,7 @@ def test_the_listeners_host_is_checked(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
-def test_loopback_host_needs_none(host: str) -> None:
+def test_loopback_host_needs_no_list_of_senders(host: str) -> None:
     assert ListenerSettings(host=host).allowed_calling_ae_titles == ()
 
 

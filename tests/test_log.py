@@ -1,4 +1,4 @@
-"""Log lines: what they say of an error, and what never gets in."""
+"""Log entries: their description of an error, and no patient data."""
 
 import errno
 import logging
@@ -30,7 +30,7 @@ def raised(error: Exception) -> Exception:
 
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("name", ["pydicom", "pynetdicom.acse", "highdicom", "py.warnings"])
-def test_what_libraries_warn_of_is_not_logged(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_warnings_of_libraries_are_not_logged(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     configure_logging("debug")
     logging.getLogger(name).setLevel(logging.DEBUG)  # as the library does when it is imported
     logging.getLogger(name).warning("bad value %s", PATIENT)
@@ -40,13 +40,13 @@ def test_what_libraries_warn_of_is_not_logged(name: str, capfd: pytest.CaptureFi
     assert text.endswith("warning worker: our own\n")
 
 
-def test_an_error_is_its_type_and_place() -> None:
+def test_an_error_is_logged_as_type_and_place() -> None:
     text = describe_error(raised(ValueError(f"bad value {PATIENT}")))
     assert PATIENT not in text
     assert text.startswith("ValueError at test_log.py:")
 
 
-def test_of_an_error_of_the_system_it_is_said_what_it_was() -> None:
+def test_an_error_of_the_system_is_logged_with_its_message() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"/spool/{PATIENT}")
     text = describe_error(raised(full))
     assert text.startswith("OSError (No space left on device) at test_log.py:")

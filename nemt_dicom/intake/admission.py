@@ -1,7 +1,7 @@
-"""Which datasets are frontal chest radiographs: the refusals that need the header alone.
+"""Decides from the header whether a dataset is a frontal chest radiograph.
 
-What is absent never refuses, for real chest files lack body part, view, age and PatientID. What
-is present and says something else does.
+An absent attribute refuses nothing, because real chest files lack body part, view, age and
+PatientID. A present attribute refuses the dataset if it names another body part or view.
 """
 
 import re
@@ -26,17 +26,19 @@ SOP_CLASSES = (
     DigitalXRayImageStorageForProcessing,
     SecondaryCaptureImageStorage,
 )
-"""SOP classes that may hold a chest radiograph: received and acknowledged."""
+"""SOP classes that may hold a chest radiograph. The listener accepts them."""
 
 CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "TORACE", "LUNG")
+"""BodyPartExamined is a chest if it contains one of these words."""
 CHEST_CODES = frozenset({"51185008", "43799004", "39607008", "T-D3000", "T-28000"})
-"""Thorax, thoracic cavity and lung: SNOMED CT and SNOMED-RT."""
+"""Codes of AnatomicRegionSequence for thorax, thoracic cavity and lung (SNOMED CT, SNOMED-RT)."""
 
 OBLIQUE_WORD = re.compile(r"LAO|RAO|LPO|RPO|LLO|RLO|OBL|[A-Z]*OBLI[A-Z]*")
+"""Matches a word for an oblique view."""
 LATERAL_WORD = re.compile(
     r"LL|RL|LAT[A-Z]*|(?!BILAT|FLAT$)[A-Z]*LAT(?:ERAL[A-Z]*)?|(?:PROFIL|PERFIL|SEITL|SAGIT)[A-Z]*"
 )
-"""Words for a view from the side, in several languages. FLAT (supine) and BILAT are none."""
+"""Matches a word for a lateral view, in several languages; not FLAT (supine) and not BILAT."""
 NON_FRONTAL_CODES = frozenset(
     {
         *("30730003", "G-A145", "399325008", "R-10254"),  # sagittal
@@ -53,13 +55,18 @@ NON_FRONTAL_CODES = frozenset(
         *("399225005", "R-10250", "399288005", "R-10248"),  # oblique caudo-cranial and back
     }
 )
-"""Lateral and oblique views of PS3.16 CID 4010: SNOMED CT and SNOMED-RT."""
+"""Codes of lateral and oblique views in PS3.16 CID 4010 (SNOMED CT, SNOMED-RT)."""
 
 UNCOMPRESSED_PREDECESSOR = "121320"
+"""PurposeOfReferenceCodeSequence of an image that was only compressed (PS3.16 CID 7202)."""
 
 
 def admit(dataset: Dataset, settings: InputSettings) -> None:
-    """Raises `Refused` with the first reason not to explain this dataset."""
+    """Raises `Refused` with the first reason not to explain this dataset.
+
+    Order of the checks: SOP class and modality, pixel description, body part, view, patient. No
+    pixel is decoded. An attribute whose value has the wrong type may raise what pydicom raises.
+    """
     _kind(dataset, settings)
     _pixel_description(dataset, settings)
     _body_part(dataset)
@@ -71,9 +78,9 @@ def _kind(dataset: Dataset, settings: InputSettings) -> None:
     sop_class = dataset.get("SOPClassUID")
     modality = str(dataset.get("Modality") or "")
     if sop_class not in SOP_CLASSES:
-        raise Refused(Reason.SOP_CLASS, "not a CR, DX or Secondary Capture image")
+        raise Refused(Reason.SOP_CLASS, "the object is not a CR, DX or Secondary Capture image")
     if sop_class == SecondaryCaptureImageStorage and _is_derived(dataset, modality):
-        raise Refused(Reason.DERIVED_OUTPUT, "a Secondary Capture derived from another image")
+        raise Refused(Reason.DERIVED_OUTPUT, "the Secondary Capture is derived from another image")
     if modality not in {"CR", "DX"}:
         raise Refused(Reason.NOT_CR_DX, f"Modality is {_shown(modality)}, not CR or DX")
     for_processing = (
@@ -85,7 +92,10 @@ def _kind(dataset: Dataset, settings: InputSettings) -> None:
 
 
 def _is_derived(dataset: Dataset, modality: str) -> bool:
-    """Ours, or another system's result: taking it in would be a feedback loop."""
+    """Whether this is a result of this service or of another system.
+
+    Explaining a result would make a feedback loop.
+    """
     if "DERIVED" not in _texts(dataset.get("ImageType")):
         return False
     sources = dataset.get("SourceImageSequence") or ()
@@ -104,17 +114,17 @@ def _pixel_description(dataset: Dataset, settings: InputSettings) -> None:
     if "PixelData" not in dataset:
         raise Refused(Reason.NO_PIXEL_DATA, "Pixel Data is missing")
     if int(dataset.get("NumberOfFrames") or 1) > 1:
-        raise Refused(Reason.MULTI_FRAME, "more than one frame")
+        raise Refused(Reason.MULTI_FRAME, "the image has more than one frame")
     monochrome = str(dataset.PhotometricInterpretation) in {"MONOCHROME1", "MONOCHROME2"}
     if int(dataset.get("SamplesPerPixel") or 1) != 1 or not monochrome:
-        raise Refused(Reason.COLOUR, "not MONOCHROME1 or MONOCHROME2 with one sample a pixel")
+        raise Refused(Reason.COLOUR, "not MONOCHROME1 or MONOCHROME2 with one sample per pixel")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if min(rows, columns) < 32:
-        raise Refused(Reason.INVALID_SIZE, f"{rows} x {columns} pixels are too few")
+        raise Refused(Reason.INVALID_SIZE, f"{rows} x {columns} pixels; each side needs 32 or more")
     if max(rows, columns) > 10 * min(rows, columns):
         raise Refused(Reason.INVALID_SIZE, f"{rows} x {columns} is not the shape of a radiograph")
     if rows * columns > settings.max_megapixels * 1e6:
-        raise Refused(Reason.TOO_LARGE, f"{rows} x {columns} pixels; see input.max_megapixels")
+        raise Refused(Reason.TOO_LARGE, f"{rows} x {columns} pixels exceed input.max_megapixels")
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
     high = int(value_of(dataset, "HighBit", stored - 1))
     if (
@@ -153,7 +163,10 @@ def _view(dataset: Dataset) -> None:
 
 
 def _may_be_frontal(view: str) -> bool:
-    """Whether no word of `view` names another view; a lateral decubitus is taken from the front."""
+    """Whether no word of `view` names a lateral or oblique view.
+
+    A lateral decubitus may be frontal: the patient lies on the side, the beam is frontal.
+    """
     words = re.findall("[A-Z]+", _plain(view))
     if any(OBLIQUE_WORD.fullmatch(word) for word in words):
         return False
@@ -165,7 +178,7 @@ def _is_decubitus(view: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Upper case, without accents."""
+    """`text` in upper case without accents."""
     return "".join(c for c in normalize("NFKD", text.upper()) if not combining(c))
 
 
@@ -179,7 +192,11 @@ def _patient(dataset: Dataset, settings: InputSettings) -> None:
 
 
 def age_years(dataset: Dataset) -> float | None:
-    """Age in years from PatientAge (AS, or a bare number of years), else from the dates."""
+    """Age in years; None if it is unknown.
+
+    From PatientAge (VR AS, or a number of years without a unit). Without it, from PatientBirthDate
+    and StudyDate.
+    """
     match = re.fullmatch(r"\s*(\d{1,3})\s*([DWMY]?)\s*", str(dataset.get("PatientAge") or ""))
     if match:
         per_year = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}[match[2]]
@@ -189,6 +206,7 @@ def age_years(dataset: Dataset) -> float | None:
 
 
 def _days(value: Any) -> float | None:
+    """A DICOM date as an approximate number of days; None if it is not a date."""
     match = re.fullmatch(r"(\d{4})\.?(\d{2})\.?(\d{2})", str(value or ""))
     if match is None:
         return None
@@ -196,12 +214,13 @@ def _days(value: Any) -> float | None:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
+    """The values of a text attribute with one value, several values or none."""
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
 
 
 def _shown(text: str) -> str:
-    """A code string for a message: printable, at most 16 characters."""
+    """A code string for a message: printable, at most 16 characters, so no patient data fit in."""
     clean = re.sub(r"[^A-Z0-9 _.-]", "?", text.upper())[:16]
     return clean or "empty"

@@ -1,8 +1,8 @@
-"""What a display shows for a stored value: the DICOM pipeline of PS3.4 Annex N.
+"""The DICOM display pipeline (PS3.4 Annex N): stored values become brightness on a display.
 
-Modality LUT (PS3.3 C.11.1) -> VOI LUT (PS3.3 C.11.2) -> polarity (PS3.3 C.7.6.3.1.2, C.11.6). All
-of it acts on single values, so it is computed once for every value between the smallest and the
-largest stored one (at most 65536) and then looked up for the pixels.
+Modality LUT (PS3.3 C.11.1) -> VOI LUT (PS3.3 C.11.2) -> polarity (PS3.3 C.7.6.3.1.2, C.11.6).
+Each step maps one value to one value. So the pipeline runs once for every value between the
+smallest and the largest stored value (at most 65536 values). Then each pixel is looked up.
 """
 
 from typing import Any
@@ -17,11 +17,14 @@ from nemt_dicom.errors import Reason, Refused
 def display_curve(
     dataset: Dataset, values: NDArray[np.int64], used: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """What a display shows for each of `values`, float64, 0 black to 1 white.
+    """The brightness of each of `values`: (n,) float64 from 0 (black) to 1 (white).
 
-    values: consecutive stored values. used: the smallest and the largest that a pixel has, which
-    are black and white where the dataset has no VOI transformation. The result may hold NaN or
-    infinity where the dataset asks for it. Raises `Refused`.
+    values: (n,) consecutive stored values.
+    used: the smallest and the largest value of a pixel. They are shown black and white if the
+        dataset has no VOI transformation.
+
+    The result can hold NaN or infinity if the rescale or the window overflows. Raises `Refused` if
+    an attribute has no usable value, or if all pixels have the same value.
     """
     with np.errstate(all="ignore"):
         rescaled = _modality(dataset, values)
@@ -29,7 +32,7 @@ def display_curve(
         if shown is None:
             ends = rescaled[np.asarray(used) - values[0]]
             low, high = float(ends.min()), float(ends.max())
-            if dataset.get("ModalityLUTSequence"):  # a table need not be monotonic
+            if dataset.get("ModalityLUTSequence"):  # the table may not be monotonic
                 inner = rescaled[used[0] - values[0] : used[1] - values[0] + 1]
                 low, high = float(inner.min()), float(inner.max())
             if not high > low and np.isfinite([low, high]).all():
@@ -38,11 +41,12 @@ def display_curve(
     inverse = (
         dataset.PhotometricInterpretation == "MONOCHROME1"
         or dataset.get("PresentationLUTShape") == "INVERSE"
-    )  # DX says both for one inversion (PS3.3 table C.8-70), so they do not cancel out
+    )  # DX writes both for one inversion (PS3.3 table C.8-70): two do not cancel each other
     return np.asarray(1.0 - shown if inverse else shown, np.float64)
 
 
 def _modality(dataset: Dataset, values: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The modality values of stored values (PS3.3 C.11.1)."""
     if dataset.get("ModalityLUTSequence"):
         return _look_up(dataset.ModalityLUTSequence[0], values)[0]
     slope = _number(dataset, "RescaleSlope", 1.0)
@@ -50,7 +54,7 @@ def _modality(dataset: Dataset, values: NDArray[np.int64]) -> NDArray[np.float64
 
 
 def _voi(dataset: Dataset, rescaled: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """The first VOI transformation, 0 to 1; None where there is none that can be used."""
+    """Values from 0 to 1 by the first VOI transformation; None if the dataset has no usable one."""
     if dataset.get("VOILUTSequence"):
         if not np.isfinite(rescaled).all():
             return rescaled
@@ -61,19 +65,21 @@ def _voi(dataset: Dataset, rescaled: NDArray[np.float64]) -> NDArray[np.float64]
     center, width = _number(dataset, "WindowCenter", 0.0), _number(dataset, "WindowWidth", 0.0)
     function = dataset.get("VOILUTFunction") or "LINEAR"
     if width <= 0 or (function == "LINEAR" and width < 1):
-        return None  # PS3.3 C.11.2.1.2 forbids it; scanners write 0 for "none"
+        return None  # PS3.3 C.11.2.1.2 forbids it; some devices write 0 for "no window"
     return window(rescaled, center, width, function)
 
 
 def _look_up(item: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
-    """The table's entries for whole-numbered `values`, and what its largest entry can be.
+    """Looks whole-numbered `values` up in a LUT (PS3.3 C.11.1.1 and C.11.2.1.1).
 
-    Number of entries, first value mapped, bits an entry: PS3.3 C.11.1.1 and C.11.2.1.1. Values
-    beside the table get its first or its last entry.
+    LUTDescriptor gives the number of entries, the first mapped value and the bits per entry. Values
+    below or above the table get its first or its last entry.
+
+    Returns the entries, and the largest value that an entry can have.
     """
     count, first, bits = (int(number) for number in item.LUTDescriptor)
     count = count % 65536 or 65536
-    # US or SS: a table that no value reaches was read with the wrong sign.
+    # The VR is US or SS. If no value reaches the table, it was read with the wrong sign.
     for start in (first, first - 65536, first + 65536):
         if start <= values.max() and start + count > values.min():
             first = start
@@ -81,7 +87,7 @@ def _look_up(item: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.float64], 
     data = item.LUTData
     words = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.atleast_1d(data)
     words = words.astype(np.int64) & 0xFFFF
-    if bits <= 8 and words.size < count:  # two entries a word
+    if bits <= 8 and words.size < count:  # each word holds two entries
         words = words.astype("<u2").view(np.uint8).astype(np.int64)
     entries = words[:count].astype(np.float64)
     index = np.clip(values - first, 0, entries.size - 1).astype(np.int64)
@@ -91,9 +97,9 @@ def _look_up(item: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.float64], 
 def window(
     values: NDArray[np.float64], center: float, width: float, function: str
 ) -> NDArray[np.float64]:
-    """A VOI window with an output range of 0 to 1 (PS3.3 C.11.2.1.2 and C.11.2.1.3).
+    """A VOI window with an output range from 0 to 1 (PS3.3 C.11.2.1.2 and C.11.2.1.3).
 
-    function: LINEAR, LINEAR_EXACT or SIGMOID. Raises `Refused` for another.
+    function: LINEAR, LINEAR_EXACT or SIGMOID. Any other name raises `Refused`.
     """
     if function == "LINEAR":
         if width == 1:
@@ -107,7 +113,7 @@ def window(
 
 
 def _number(dataset: Dataset, keyword: str, default: float) -> float:
-    """The first value of a numeric attribute; raises `Refused` where it is not finite."""
+    """The first value of a numeric attribute. Raises `Refused` if it is not a finite number."""
     value = dataset.get(keyword)
     if value is None or value == "":
         return default

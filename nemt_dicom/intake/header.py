@@ -1,8 +1,8 @@
-"""The bounded look at a received dataset: no pixel is decoded, no work grows without limit.
+"""Checks the header of a received file with bounded work. No pixel is decoded.
 
-Reads the top level of a Part 10 file up to Pixel Data (7FE0,0010) and walks everything before it,
-so that whatever is truncated, too deep or too large is found before the instance is acknowledged.
-Data Set encoding: PS3.5 section 7; undefined lengths and sequences: 7.5; Pixel Data: A.4.
+The scan walks every data element of a Part 10 file up to Pixel Data (7FE0,0010). It refuses a
+dataset that is truncated, too deep or too large before the instance is acknowledged.
+Data set encoding: PS3.5 section 7; undefined lengths and sequences: 7.5; Pixel Data: A.4.
 """
 
 import os
@@ -18,8 +18,11 @@ from nemt_dicom.errors import Reason, Refused
 from nemt_dicom.intake.uid import valid_uid
 
 MAX_DEPTH = 16
+"""Deepest nesting of sequences."""
 MAX_ELEMENTS = 20_000
+"""Most data elements of a dataset, items and delimiters included; also most fragments."""
 MAX_NON_PIXEL_BYTES = 4_000_000
+"""Most bytes before Pixel Data."""
 
 _UNDEFINED = 0xFFFFFFFF
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
@@ -45,7 +48,7 @@ _NUMBERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the listener needs to know of a dataset. UIDs are valid, sizes are above zero."""
+    """The attributes that the listener needs. Every UID is valid; rows and columns are above 0."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -56,7 +59,11 @@ class Header:
 
 
 def dataset_offset(file: BinaryIO) -> int:
-    """Where the dataset starts in a Part 10 file (PS3.10 section 7.1), from its group length."""
+    """Byte at which the dataset of a Part 10 file starts (PS3.10 section 7.1).
+
+    It is computed from the group length of the file meta information. Raises `Refused` if the file
+    has no file meta information.
+    """
     file.seek(128)
     head = file.read(16)
     if len(head) < 16 or head[:4] != b"DICM" or head[4:12] != b"\x02\x00\x00\x00UL\x04\x00":
@@ -67,9 +74,14 @@ def dataset_offset(file: BinaryIO) -> int:
 def scan_header(path: Path, *, transfer_syntax_uid: str, max_megapixels: float) -> Header:
     """Reads and checks the header of a Part 10 file.
 
-    `transfer_syntax_uid` is the negotiated one, any little-endian syntax that is not deflated.
-    Raises `Refused`: a UID is invalid or missing, the dataset is truncated, malformed or over a
-    limit, Pixel Data is missing or too short, the image has no size or too large a one.
+    transfer_syntax_uid: the negotiated transfer syntax: little endian, not deflated.
+    max_megapixels: largest image that is accepted, in million pixels.
+
+    Raises `Refused`
+    - if a UID is invalid or missing,
+    - if the dataset is truncated, malformed or over a limit of this module,
+    - if Pixel Data is missing or too short,
+    - if Rows or Columns is missing or 0, or the image is too large.
     """
     syntax = UID(transfer_syntax_uid)
     with path.open("rb") as file:
@@ -80,14 +92,14 @@ def scan_header(path: Path, *, transfer_syntax_uid: str, max_megapixels: float) 
     if not scan.has_pixel_data:
         raise Refused(Reason.NO_PIXEL_DATA, "PixelData is missing")
     if scan.native_pixel_bytes is not None and not syntax.is_compressed:
-        needed = header.rows * header.columns * _bytes_a_pixel(scan.values)
+        needed = header.rows * header.columns * _bytes_per_pixel(scan.values)
         if scan.native_pixel_bytes < needed:
             raise Refused(Reason.INVALID_SIZE, "PixelData is shorter than Rows x Columns")
     return header
 
 
 class _Scan:
-    """One walk over a dataset. Sequences are an explicit stack: depth costs no Python frames."""
+    """One walk over a dataset. It keeps a stack of open sequences and uses no recursion."""
 
     def __init__(self, file: BinaryIO, start: int, *, implicit: bool) -> None:
         self.values: dict[int, bytes] = {}
@@ -96,16 +108,16 @@ class _Scan:
         self._file = file
         self._start = start
         self._end = file.seek(0, os.SEEK_END)
-        self._at = start
+        self._position = start
         self._elements = 0
-        # One entry an open item or sequence: (what it is, where it ends or None, implicit VR).
+        # One entry for each open item or sequence: (kind, end or None, implicit VR).
         self._stack: list[tuple[str, int | None, bool]] = [("dataset", self._end, implicit)]
 
     def run(self) -> None:
         while self._stack and not self.has_pixel_data:
             kind, end, implicit = self._stack[-1]
-            if end is not None and self._at >= end:
-                if self._at > end:
+            if end is not None and self._position >= end:
+                if self._position > end:
                     raise Refused(Reason.UNPARSABLE, "an element is longer than its sequence")
                 self._stack.pop()
             else:
@@ -120,10 +132,10 @@ class _Scan:
         if group == 0xFFFE:
             self._delimiter(kind, tag, implicit)
         elif kind == "sequence":
-            raise Refused(Reason.UNPARSABLE, "a sequence holds something that is no item")
+            raise Refused(Reason.UNPARSABLE, "a sequence holds an element that is not an item")
         else:
             self._attribute(tag, implicit)
-        if self._at - self._start > MAX_NON_PIXEL_BYTES and not self.has_pixel_data:
+        if self._position - self._start > MAX_NON_PIXEL_BYTES and not self.has_pixel_data:
             raise Refused(Reason.TOO_LARGE, f"over {MAX_NON_PIXEL_BYTES} bytes before PixelData")
 
     def _delimiter(self, kind: str, tag: int, implicit: bool) -> None:
@@ -142,14 +154,14 @@ class _Scan:
         ):
             self._stack.pop()
         else:
-            raise Refused(Reason.UNPARSABLE, "an item or delimiter in the wrong place")
+            raise Refused(Reason.UNPARSABLE, "an item or delimiter is in the wrong place")
 
     def _attribute(self, tag: int, implicit: bool) -> None:
         vr, length = self._vr_and_length(tag, implicit)
         if tag == _PIXEL_DATA and len(self._stack) == 1:
             self._pixel_data(length)
         elif length == _UNDEFINED and (tag == _PIXEL_DATA or vr in (b"OB", b"OW")):
-            self._fragments()  # of an icon image
+            self._fragments()  # an icon image
         elif vr == b"SQ" or length == _UNDEFINED:
             # UN of undefined length is a sequence in implicit VR (PS3.5 section 6.2.2, note).
             self._push("sequence", length, implicit or vr == b"UN")
@@ -168,17 +180,17 @@ class _Scan:
             return _dictionary_vr(tag), length
         vr = self._read(2)
         if not (vr.isalpha() and vr.isupper()):
-            raise Refused(Reason.UNPARSABLE, "not encoded in its transfer syntax")
+            raise Refused(Reason.UNPARSABLE, "the dataset is not encoded in its transfer syntax")
         if vr in _LONG_VRS:
             self._skip(2)
             return vr, int(struct.unpack("<I", self._read(4))[0])
         return vr, int(struct.unpack("<H", self._read(2))[0])
 
     def _push(self, kind: str, length: int, implicit: bool) -> None:
-        # Each level of DICOM nesting is two entries, a sequence and an item.
+        # Each level of DICOM nesting has two entries: a sequence and an item.
         if len(self._stack) > 2 * MAX_DEPTH:
-            raise Refused(Reason.TOO_LARGE, f"sequences nested deeper than {MAX_DEPTH}")
-        end = None if length == _UNDEFINED else self._at + length
+            raise Refused(Reason.TOO_LARGE, f"sequences are nested deeper than {MAX_DEPTH}")
+        end = None if length == _UNDEFINED else self._position + length
         if end is not None and end > self._end:
             raise Refused(Reason.UNPARSABLE, "the dataset is truncated")
         self._stack.append((kind, end, implicit))
@@ -192,7 +204,7 @@ class _Scan:
         self.has_pixel_data = True
 
     def _fragments(self) -> None:
-        """Steps over the fragments of encapsulated Pixel Data to its delimiter (PS3.5 A.4)."""
+        """Skips the fragments of encapsulated Pixel Data up to its delimiter (PS3.5 A.4)."""
         for _ in range(MAX_ELEMENTS):
             group, number, length = struct.unpack("<HHI", self._read(8))
             tag = group << 16 | number
@@ -204,17 +216,17 @@ class _Scan:
         raise Refused(Reason.TOO_LARGE, f"more than {MAX_ELEMENTS} fragments")
 
     def _read(self, count: int) -> bytes:
-        self._file.seek(self._at)
+        self._file.seek(self._position)
         data = self._file.read(count)
         if len(data) < count:
             raise Refused(Reason.UNPARSABLE, "the dataset is truncated")
-        self._at += count
+        self._position += count
         return data
 
     def _skip(self, count: int) -> None:
-        if self._at + count > self._end:
+        if self._position + count > self._end:
             raise Refused(Reason.UNPARSABLE, "the dataset is truncated")
-        self._at += count
+        self._position += count
 
 
 def _dictionary_vr(tag: int) -> bytes:
@@ -230,7 +242,7 @@ def _checked(values: dict[int, bytes], max_megapixels: float) -> Header:
     if rows is None or columns is None:
         raise Refused(Reason.MISSING_ATTRIBUTE, "Rows or Columns is missing")
     if rows == 0 or columns == 0:
-        raise Refused(Reason.INVALID_SIZE, "Rows or Columns is 0 or no number")
+        raise Refused(Reason.INVALID_SIZE, "Rows or Columns is 0 or not a number")
     if rows * columns > max_megapixels * 1e6:
         raise Refused(Reason.TOO_LARGE, f"{rows} x {columns} is over {max_megapixels:g} megapixels")
     return Header(
@@ -253,13 +265,13 @@ def _uid(values: dict[int, bytes], tag: int, name: str) -> str:
 
 
 def _number(values: dict[int, bytes], tag: int) -> int | None:
-    """An attribute of VR US; None where it is absent or empty, 0 where it is not one number."""
+    """An attribute of VR US. None if it is absent or empty, 0 if it is not exactly one number."""
     raw = values.get(tag)
     if not raw:
         return None
     return int(struct.unpack("<H", raw)[0]) if len(raw) == 2 else 0
 
 
-def _bytes_a_pixel(values: dict[int, bytes]) -> float:
+def _bytes_per_pixel(values: dict[int, bytes]) -> float:
     samples = _number(values, _SAMPLES) or 1
     return samples * (_number(values, _BITS_ALLOCATED) or 8) / 8

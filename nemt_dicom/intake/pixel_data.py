@@ -1,4 +1,4 @@
-"""The stored values of an image's Pixel Data: native, run length, or one frame of a JPEG family."""
+"""Decodes Pixel Data into stored values: native, RLE, JPEG, JPEG-LS and JPEG 2000."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +28,7 @@ from nemt_dicom.errors import Reason, Refused
 from nemt_dicom.intake.uid import value_of
 
 NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless})
+"""Transfer syntaxes that pydicom decodes by itself."""
 CODECS: dict[str, Callable[[bytes], NDArray[Any]]] = {
     JPEGBaseline8Bit: imagecodecs.jpeg8_decode,
     JPEGExtended12Bit: imagecodecs.jpeg8_decode,
@@ -38,22 +39,30 @@ CODECS: dict[str, Callable[[bytes], NDArray[Any]]] = {
     JPEG2000Lossless: imagecodecs.jpeg2k_decode,
     JPEG2000: imagecodecs.jpeg2k_decode,
 }
-"""imagecodecs decodes 2 to 4 times faster than pydicom's default plugins, 12-bit JPEG included."""
+"""The decoder of each compressed transfer syntax.
+
+imagecodecs is 2 to 4 times as fast as pydicom's default plugins, and it decodes 12-bit JPEG.
+"""
 
 LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000})
+"""Transfer syntaxes whose decoded values may differ from the encoded values."""
 
 _END_OF_IMAGE = b"\xff\xd9"
-"""EOI of JPEG and JPEG-LS, EOC of JPEG 2000; no coded data contain it."""
+"""The marker EOI of JPEG and JPEG-LS, and EOC of JPEG 2000. Coded data never contain it."""
 _PADDED = 1024
-"""Bytes at the end of a frame, zeros apart, among which its end is looked for."""
+"""The end marker must be in this many last bytes of a frame. Trailing zeros do not count."""
 
 
 def decode(dataset: Dataset) -> NDArray[np.int32]:
-    """The stored values of a single-frame greyscale image: (rows, columns) int32, sign applied.
+    """The stored values of a greyscale image with one frame: (rows, columns) int32, signed.
 
-    Bits outside BitsStored are cleared (PS3.5 8.1.1). A lossy codec of more bits than are stored
-    may overshoot their range; such values are clipped, for clearing bits would turn white to black.
-    Raises `Refused`; also where a frame ends early, for decoders fill what is missing with grey.
+    Bits outside BitsStored are cleared (PS3.5 section 8.1.1). A lossy codec may give values beyond
+    the range of BitsStored. They are clipped, because clearing their upper bits would make white
+    pixels black.
+
+    Raises `Refused` if the transfer syntax is not supported, if the data cannot be decoded, or if
+    their size is not Rows x Columns. A frame that ends early is refused, too: decoders would fill
+    the missing part with grey.
     """
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     if syntax not in NATIVE and syntax not in CODECS:
@@ -70,7 +79,7 @@ def decode(dataset: Dataset) -> NDArray[np.int32]:
     bits = int(dataset.BitsStored)
     shift = int(value_of(dataset, "HighBit", bits - 1)) + 1 - bits
     if syntax not in NATIVE and int(raw.max()) < 1 << bits and int(raw.min()) >= -1 << (bits - 1):
-        shift = 0  # the encoder has moved the values to the lowest bits
+        shift = 0  # the encoder has already moved the values to the lowest bits
     stored: NDArray[np.int32] = raw.astype(np.int32)
     if shift:
         stored >>= shift
@@ -87,9 +96,9 @@ def decode(dataset: Dataset) -> NDArray[np.int32]:
 
 
 def _samples(dataset: Dataset, syntax: UID) -> NDArray[Any]:
-    """What the bytes or the codec give, (rows, columns); raises whatever the codec does."""
+    """The samples as encoded, (rows, columns). Raises the errors of the codec."""
     if syntax in NATIVE:
-        # pydicom insists on the last two, though without them there is but one reading
+        # pydicom needs the last two arguments, although a greyscale image has only one reading
         return pydicom_pixel_array(
             dataset, raw=True, correct_unused_bits=False, samples_per_pixel=1,
             pixel_representation=0,

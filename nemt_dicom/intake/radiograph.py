@@ -1,6 +1,7 @@
-"""From a DICOM dataset (or a picture or photograph file) to a `Radiograph`, or a typed refusal.
+"""Reads a DICOM dataset, a picture or a photograph into a `Radiograph`, or refuses it.
 
-decode -> what a display shows (display.py) -> padding and collimation -> orientation.
+Steps: stored values (pixel_data.py), brightness on a display (display.py), padding and collimation,
+orientation.
 """
 
 from dataclasses import dataclass
@@ -20,37 +21,41 @@ from nemt_dicom.intake.pixel_data import decode
 from nemt_dicom.intake.uid import value_of
 
 Orientation = tuple[Literal["L", "R", "H", "F"], Literal["L", "R", "H", "F"]]
-"""Where rows and columns run to: PatientOrientation (PS3.3 C.7.6.1.1.1)."""
+"""PatientOrientation (PS3.3 C.7.6.1.1.1): the directions in which column and row numbers grow.
+
+L: the patient's left, R: right, H: head, F: feet.
+"""
 
 UPRIGHT: Orientation = ("L", "F")
-"""A frontal chest as it is hung: the patient's left at the right, feet down."""
+"""The usual view of a frontal chest: the patient's left is at the right, the feet are below."""
 
 SPACINGS = (
     "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio",
 )  # fmt: skip
-"""What says the shape of a pixel, vertical before horizontal; the first is what viewers go by."""
+"""Attributes with the height and the width of a pixel. The first usable one counts."""
 MAX_ASPECT = 5.0
+"""A pixel that is more than this times as high as wide, or as wide as high, is refused."""
 
 _UNUSABLE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
-"""What a value of the wrong kind or number raises, in pydicom or here."""
+"""Errors that an attribute raises if its value has the wrong type or the wrong multiplicity."""
 
-_NO_PICTURE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for a file that is damaged, of no known format, or far too large."""
+_PICTURE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""Errors that Pillow raises if a file is damaged, of an unknown format or far too large."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Radiograph:
-    """One frontal radiograph, ready for preprocessing and for display, in the source's frame.
+    """One frontal radiograph as displayed, in the frame of its source: the input of preprocessing.
 
-    The trainer also reads colour photographs into it, which the service never receives.
+    The trainer also reads colour photographs into it. The service never receives photographs.
 
-    pixels: (rows, columns) float32 in [0, 1], 0 shown black and 1 white (MONOCHROME2 polarity);
-        of a photograph (rows, columns, 3): red, green, blue.
-    valid: (rows, columns) bool, False for pixel padding and outside the collimation; None where
-        every pixel counts.
-    orientation: where the rows and columns run to; the pixels themselves are never turned.
-    aspect: height of a pixel over its width; the pixels themselves are never resized.
-    source_kind: "dicom", "picture" or "photograph"; a bundle records which it was trained on.
+    pixels: (rows, columns) float32 in [0, 1]. 0 is shown black, 1 white (MONOCHROME2 polarity).
+        For a photograph: (rows, columns, 3), red, green, blue.
+    valid: (rows, columns) bool. False for pixel padding and outside the collimation. None if every
+        pixel is valid.
+    orientation: the directions in which column and row numbers grow. The pixels are never turned.
+    source_kind: the kind of the source. A bundle records on which kinds it was trained.
+    aspect: height of a pixel divided by its width. The pixels are never resized.
     """
 
     pixels: NDArray[np.float32]
@@ -61,16 +66,16 @@ class Radiograph:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, settings: InputSettings) -> "Radiograph":
-        """Reads a dataset with its pixel data.
+        """Reads a dataset with its pixel data. The dataset is not changed.
 
-        Raises `Refused` with the reason where this is not a frontal chest radiograph that can be
-        explained. The dataset is not changed.
+        Raises `Refused` with the reason if this is not a frontal chest radiograph, or if it cannot
+        be decoded or displayed.
         """
         try:
             admit(dataset, settings)
             return cls._from_admitted(dataset)
         except _UNUSABLE as error:
-            # pydicom converts an attribute's value when it is first looked at
+            # pydicom converts the value of an attribute at its first use
             raise Refused(
                 Reason.INVALID_ATTRIBUTE,
                 f"an attribute has no usable value ({type(error).__name__})",
@@ -108,19 +113,21 @@ class Radiograph:
 
     @classmethod
     def from_picture(cls, path: Path) -> "Radiograph":
-        """Reads a greyscale picture (PNG, JPEG or TIFF, 8 or 16 bit) of an upright frontal
-        radiograph, turned as EXIF says.
+        """Reads a picture of an upright frontal radiograph: training data published as pictures.
 
-        For training data that were published as pictures. Raises `DataError`.
+        path: PNG, JPEG or TIFF, 8 or 16 bit. Colours become grey. EXIF orientation is applied. The
+            darkest pixel becomes 0, the brightest 1.
+
+        Raises `DataError` if the file cannot be read, or if all pixels have the same value.
         """
         try:
             with Image.open(path) as image:
                 if image.mode == "F":
-                    raise ValueError("its pixels are no whole numbers")
+                    raise ValueError("its pixels are not whole numbers")
                 shown = ImageOps.exif_transpose(image)
                 grey = shown if shown.mode.startswith("I") else shown.convert("L")
                 stored = np.asarray(grey).astype(np.float32)
-        except _NO_PICTURE as error:
+        except _PICTURE_ERRORS as error:
             raise DataError(f"{path}: cannot be read as a picture: {error}") from error
         low, high = float(stored.min()), float(stored.max())
         if high <= low:
@@ -130,19 +137,22 @@ class Radiograph:
 
     @classmethod
     def from_photograph(cls, path: Path) -> "Radiograph":
-        """Reads a photograph (JPEG or PNG, 8 bits a channel) as it is shown, in colour.
+        """Reads a colour photograph as a viewer shows it.
 
-        Its brightness is left as it is: how dark a lesion is tells something, unlike the exposure
-        of a radiograph. Raises `DataError`.
+        path: JPEG, PNG or TIFF with 8 bits per channel. EXIF orientation is applied. The brightness
+            is not changed: the darkness of a lesion is evidence, the exposure of a radiograph is
+            not.
+
+        Raises `DataError` if the file cannot be read, or if all pixels have the same value.
         """
         try:
             with Image.open(path) as image:
                 if image.mode.startswith(("I", "F")):
                     raise ValueError(f"it is grey with more than 8 bits ({image.mode})")
-                # a camera that was held sideways says so in EXIF, and every viewer turns it
+                # A camera that is held sideways writes it into EXIF. Every viewer turns the image.
                 shown = ImageOps.exif_transpose(image).convert("RGB")
                 pixels = np.asarray(shown, np.float32) / np.float32(255)
-        except _NO_PICTURE as error:
+        except _PICTURE_ERRORS as error:
             raise DataError(f"{path}: cannot be read as a photograph: {error}") from error
         if float(pixels.max()) <= float(pixels.min()):
             raise DataError(f"{path}: all pixels have the same value")
@@ -150,7 +160,7 @@ class Radiograph:
 
 
 def _padding(dataset: Dataset) -> tuple[int, int] | None:
-    """Smallest and largest padding value, as stored (PS3.3 C.7.5.1.1.2)."""
+    """Smallest and largest padding value, as stored (PS3.3 C.7.5.1.1.2); None without padding."""
     value = value_of(dataset, "PixelPaddingValue", None)
     if value is None:
         return None
@@ -159,7 +169,7 @@ def _padding(dataset: Dataset) -> tuple[int, int] | None:
     signed = int(value_of(dataset, "PixelRepresentation", 0)) == 1
 
     def as_stored(number: Any) -> int:
-        # An ambiguous VR (US or SS) may have been read with the other sign.
+        # The VR is US or SS: the value may have been read with the wrong sign.
         low = -(1 << (bits - 1)) if signed else 0
         return (int(number) - low) % (1 << bits) + low
 
@@ -181,10 +191,11 @@ def _used_values(
 
 
 def _collimation(dataset: Dataset, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    """True inside the rectangular collimator and shutter (PS3.3 C.8.7.3, C.7.6.11), 1-based edges.
+    """(rows, columns) bool, True inside the rectangular collimator and shutter; None without both.
 
-    Real files carry edges of another coordinate system (-184, 184); what is not a rectangle
-    inside the image is ignored.
+    Source: PS3.3 C.8.7.3 and C.7.6.11. Edges count from 1 and lie outside the open field. Some real
+    files have edges in another coordinate system (-184, 184). A rectangle that is not inside the
+    image, or smaller than a tenth of it, is ignored.
     """
     rows, columns = shape
     inside: NDArray[np.bool_] | None = None
@@ -204,14 +215,14 @@ def _collimation(dataset: Dataset, shape: tuple[int, ...]) -> NDArray[np.bool_] 
             continue
         if inside is None:
             inside = np.ones((rows, columns), np.bool_)
-        keep = np.zeros((rows, columns), np.bool_)
-        keep[top : bottom - 1, left : right - 1] = True
-        inside &= keep
+        rectangle = np.zeros((rows, columns), np.bool_)
+        rectangle[top : bottom - 1, left : right - 1] = True
+        inside &= rectangle
     return inside
 
 
 def _orientation(dataset: Dataset) -> Orientation:
-    """One of the eight ways a frontal view can lie; the usual one, L and F, where none is given."""
+    """One of the eight orientations of a frontal view; `UPRIGHT` if the dataset names none."""
     value = dataset.get("PatientOrientation")
     if value is None or isinstance(value, str) or len(value) != 2:
         return UPRIGHT
@@ -223,9 +234,10 @@ def _orientation(dataset: Dataset) -> Orientation:
 
 
 def _aspect(dataset: Dataset) -> float:
-    """Height of a pixel over its width, exactly 1 within a hundredth (PS3.3 10.7.1.3, C.7.6.3.1.7).
+    """Height of a pixel divided by its width (PS3.3 10.7.1.3, C.7.6.3.1.7).
 
-    The first attribute with two positive values says it. Raises `Refused` where no image can be so.
+    It comes from the first of `SPACINGS` with two positive values. A ratio between 0.99 and 1.01
+    becomes 1. Raises `Refused` if the ratio exceeds `MAX_ASPECT`.
     """
     for keyword in SPACINGS:
         values = np.atleast_1d(dataset.get(keyword) or ()).tolist()
@@ -238,6 +250,7 @@ def _aspect(dataset: Dataset) -> float:
 
 
 def _require_contrast(pixels: NDArray[np.float32], valid: NDArray[np.bool_] | None) -> None:
+    """Raises `Refused` if all valid pixels have the same brightness."""
     shown = pixels if valid is None else pixels[valid]
     if shown.size == 0 or not float(shown.max()) > float(shown.min()):
         raise Refused(Reason.NO_CONTRAST, "the window shows every pixel with the same brightness")

@@ -1,9 +1,9 @@
-"""One synthetic scene and everything that can write it as a DICOM file.
+"""One synthetic scene, and functions that write it as a DICOM file in many ways.
 
-The scene is smooth, with a bright block near the upper left, so that a turned, mirrored or
-inverted reading shows. `light()` goes below 0 and above 1; what a display shows of it is the
-clipped `scene()`. A `Recipe` says how it is stored; `write` turns the display pipeline round to
-find the stored values, by formulas of its own.
+The scene is smooth, with a bright block near the upper left. So a turned, mirrored or inverted
+image differs from it. `light()` goes below 0 and above 1; a display shows the clipped `scene()`. A
+`Recipe` describes how the scene is stored. `write` inverts the display pipeline to get the stored
+values; it shares no formula with the code under test.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ GREY_LEVEL = 1 / 255
 
 
 def light() -> np.ndarray:
-    """(150, 120) float64, from -0.1 to 1.15: what fell on the detector."""
+    """(150, 120) float64 from -0.1 to 1.15: the signal of the detector."""
     y, x = np.mgrid[0:ROWS, 0:COLUMNS]
     smooth = 0.5 + 0.25 * np.sin(x / 19.0) * np.cos(y / 31.0) + 0.15 * (y / ROWS - x / COLUMNS)
     smooth[BLOCK] = 1.15
@@ -51,14 +51,14 @@ def light() -> np.ndarray:
 
 
 def scene() -> np.ndarray:
-    """(150, 120) float64 in [0, 1], both reached: what a display shows, upright."""
+    """(150, 120) float64 from 0 to 1: the upright image on a display."""
     return np.clip(light(), 0.0, 1.0)
 
 
 def turned(upright: np.ndarray, orientation: tuple[str, str]) -> np.ndarray:
-    """An upright image as a detector gives it whose rows and columns run to `orientation`.
+    """The image of a detector with this PatientOrientation.
 
-    Written as a table of coordinates on purpose: it shares nothing with the code under test.
+    It is written as a table of coordinates on purpose: it shares nothing with the code under test.
     """
     rows, columns = upright.shape
     sideways = orientation[0] in "LR"
@@ -79,10 +79,19 @@ ORIENTATIONS = [(a, d) for a in "LR" for d in "FH"] + [(a, d) for a in "FH" for 
 class Recipe:
     """How the scene is stored.
 
-    modality: None, "rescale", "negative" (slope) or "lut". voi: None, "LINEAR", "LINEAR_EXACT",
-    "SIGMOID" or "lut". span: width of the modality values that the window shows (windows only).
-    margin: pixels of padding around the scene. padding: (PixelPaddingValue, RangeLimit or None);
-    the margin alternates between both.
+    photometric: PhotometricInterpretation.
+    bits: BitsStored.
+    signed: whether the stored values have a sign.
+    modality: None, "rescale", "negative" (slope) or "lut".
+    voi: None, "LINEAR", "LINEAR_EXACT", "SIGMOID" or "lut".
+    span: width of the modality values that a window shows.
+    orientation: PatientOrientation.
+    margin: pixels of padding around the scene.
+    padding: (PixelPaddingValue, PixelPaddingRangeLimit or None). Both alternate in the margin.
+    presentation_lut_shape: PresentationLUTShape; None for none.
+    codec: "explicit", "implicit" or a key of `CODECS`.
+    fragments: fragments of the encapsulated frame.
+    offset_table: whether the Basic Offset Table has an entry.
     """
 
     photometric: str = "MONOCHROME2"
@@ -101,24 +110,24 @@ class Recipe:
 
     @property
     def shown(self) -> np.ndarray:
-        """(rows, columns) what a display shows, upright, no margin; SIGMOID never saturates."""
+        """(rows, columns) the upright image on a display, no margin. SIGMOID never saturates."""
         return 0.02 + 0.96 * scene() if self.voi == "SIGMOID" else scene()
 
 
 def stored_range(recipe: Recipe) -> tuple[int, int]:
-    """Smallest and largest stored value; with padding the ends are left to it."""
+    """Smallest and largest stored value of the scene. Padding uses the values beside this range."""
     low = -(1 << (recipe.bits - 1)) if recipe.signed else 0
     high = low + (1 << recipe.bits) - 1
     return (low + 20, high - 20) if recipe.padding else (low, high)
 
 
 def _curve(position: np.ndarray) -> np.ndarray:
-    """The bent table of the modality LUT and the VOI LUT: 0 to 1 onto 0 to 1."""
+    """The curve of the modality LUT and the VOI LUT. It maps [0, 1] onto [0, 1]."""
     return 0.75 * position + 0.25 * position**2
 
 
 def write(recipe: Recipe) -> Dataset:
-    """A dataset that went through a file: everything in it was parsed, not just set."""
+    """The scene as a dataset that was written to a file and read back."""
     ds = _header(recipe)
     low, high = stored_range(recipe)
     steps = np.arange(low, high + 1)
@@ -169,7 +178,7 @@ def _header(recipe: Recipe) -> Dataset:
 def _write_modality(
     ds: Dataset, recipe: Recipe, steps: np.ndarray, position: np.ndarray
 ) -> np.ndarray:
-    """Modality value of every stored value."""
+    """The modality value of each stored value."""
     if recipe.modality is None:
         return steps.astype(float)
     if recipe.modality == "lut":
@@ -177,7 +186,7 @@ def _write_modality(
         ds.ModalityLUTSequence = [lut_item(table, int(steps[0]), signed=recipe.signed, bits=16)]
         ds.ModalityLUTSequence[0].ModalityLUTType = "US"
         return table.astype(float)
-    # the whole stored range onto a little more than what a window of `span` shows
+    # The stored range becomes a little more than the range that a window of `span` shows.
     slope = 1.3 * recipe.span / (steps[-1] - steps[0])
     slope = -slope if recipe.modality == "negative" else slope
     ds.RescaleSlope, ds.RescaleIntercept = f"{slope:.9g}", f"{-0.2 * recipe.span:.9g}"
@@ -186,7 +195,7 @@ def _write_modality(
 
 
 def _write_voi(ds: Dataset, recipe: Recipe, modality: np.ndarray) -> np.ndarray:
-    """What is shown, before polarity, for every modality value; windows are not clipped here."""
+    """The brightness of each modality value before polarity. Windows are not clipped here."""
     low, high = float(modality.min()), float(modality.max())
     if recipe.voi is None:
         return (modality - low) / (high - low)
@@ -197,7 +206,7 @@ def _write_voi(ds: Dataset, recipe: Recipe, modality: np.ndarray) -> np.ndarray:
         ds.VOILUTSequence = [lut_item(table, first, signed=first < 0, bits=16)]
         index = np.clip(np.rint(modality) - first, 0, count - 1).astype(int)
         return table[index] / 65535.0
-    # the window shows 0 at 10 % and 1 at 90 % of the range, so that light() fits in whole
+    # The window shows 0 at 10 % and 1 at 90 % of the range, so all of light() fits in.
     width = 0.8 * (high - low)
     centre = (low + high) / 2
     if recipe.voi == "SIGMOID":
@@ -207,14 +216,14 @@ def _write_voi(ds: Dataset, recipe: Recipe, modality: np.ndarray) -> np.ndarray:
         return 1 / (1 + np.exp(exponent))
     ds.WindowCenter, ds.WindowWidth = f"{centre:.9g}", f"{width:.9g}"
     centre, width = float(ds.WindowCenter), float(ds.WindowWidth)
-    if recipe.voi == "LINEAR":  # the default function is written by leaving it out
+    if recipe.voi == "LINEAR":  # the default function: the attribute is absent
         return (modality - (centre - 0.5)) / (width - 1) + 0.5
     ds.VOILUTFunction = recipe.voi
     return (modality - centre) / width + 0.5
 
 
 def lut_item(table: np.ndarray, first: int, *, signed: bool, bits: int) -> Dataset:
-    """An item of a modality or VOI LUT sequence, 16 bits an entry or 8 packed."""
+    """An item of a modality or VOI LUT sequence. Entries have 16 bits, or 8 bits packed."""
     item = Dataset()
     count = 0 if table.size == 65536 else table.size
     item.add_new("LUTDescriptor", "SS" if signed else "US", [count, first, bits])
@@ -224,16 +233,19 @@ def lut_item(table: np.ndarray, first: int, *, signed: bool, bits: int) -> Datas
 
 
 def _nearest(steps: np.ndarray, shown: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The stored value that is shown most nearly as `wanted`."""
+    """The stored value whose brightness is nearest to `wanted`."""
     order = np.argsort(shown, kind="stable")
-    at = np.searchsorted(shown[order], wanted)
-    left, right = order[np.clip(at - 1, 0, None)], order[np.clip(at, None, steps.size - 1)]
+    position = np.searchsorted(shown[order], wanted)
+    left, right = (
+        order[np.clip(position - 1, 0, None)],
+        order[np.clip(position, None, steps.size - 1)],
+    )
     nearer = np.abs(shown[left] - wanted) <= np.abs(shown[right] - wanted)
     return steps[np.where(nearer, left, right)]
 
 
 def _pattern(stored: np.ndarray, bits: int) -> np.ndarray:
-    """Bit patterns of the stored values in the smallest unsigned type."""
+    """The bit patterns of stored values, in the smallest unsigned type."""
     dtype = np.uint8 if bits <= 8 else np.uint16
     return np.ascontiguousarray((stored & ((1 << bits) - 1)).astype(dtype))
 
@@ -269,7 +281,7 @@ def _jpegls(near: int) -> Callable[[np.ndarray, int], bytes]:
 
 
 def _jpeg2000(*, signed: bool, **options: Any) -> Callable[[np.ndarray, int], bytes]:
-    """A codestream whose components are signed (as the standard wants) or bit patterns."""
+    """A codestream whose components are signed, as the standard requires, or bit patterns."""
 
     def encode(stored: np.ndarray, bits: int) -> bytes:
         values = stored.astype(np.int8 if bits <= 8 else np.int16) if signed else None
@@ -327,7 +339,7 @@ def through_file(ds: Dataset) -> Dataset:
 
 
 def plain(**attributes: Any) -> Dataset:
-    """A small acceptable radiograph with attributes changed; None removes one."""
+    """A small radiograph that is accepted, with attributes changed. None removes an attribute."""
     ds = write(Recipe())
     for keyword, value in attributes.items():
         if value is None:

@@ -1,4 +1,4 @@
-"""Which datasets are taken: a row for every refusal, a row for every near miss that must pass."""
+"""Which datasets are accepted: one case for each refusal and for each near miss that passes."""
 
 import contextlib
 import copy
@@ -37,7 +37,7 @@ CR, SC = ComputedRadiographyImageStorage, SecondaryCaptureImageStorage
 
 @pytest.fixture(autouse=True, scope="module")
 def values_are_not_validated() -> Iterator[None]:
-    """As where the service reads a file: pydicom then warns of no odd value."""
+    """The service reads files in this mode: pydicom does not warn of an invalid value."""
     with disable_value_validation():
         yield
 
@@ -267,7 +267,7 @@ def test_every_lateral_and_oblique_code_of_the_standard_is_refused() -> None:
     assert len(NON_FRONTAL_CODES) == 50
 
 
-# --- what the configuration decides ---
+# --- refusals by configuration ---
 
 
 def refusal(settings: InputSettings, **attributes: Any) -> Reason | None:
@@ -278,20 +278,20 @@ def refusal(settings: InputSettings, **attributes: Any) -> Reason | None:
     return None
 
 
-def test_for_processing_where_configured() -> None:
+def test_for_processing_if_configured() -> None:
     accepting = InputSettings(accept_for_processing=True)
     assert refusal(accepting, **FOR_PROCESSING) is None
     assert refusal(accepting, PresentationIntentType="FOR PROCESSING") is None
 
 
-def test_burned_in_where_configured() -> None:
+def test_burned_in_if_configured() -> None:
     strict = InputSettings(refuse_burned_in=True)
     assert refusal(strict, BurnedInAnnotation="YES") is Reason.BURNED_IN
     assert refusal(strict, BurnedInAnnotation="NO") is None
     assert refusal(strict) is None
 
 
-def test_megapixels_where_configured() -> None:
+def test_megapixels_if_configured() -> None:
     assert refusal(InputSettings(max_megapixels=0.017)) is Reason.TOO_LARGE
     assert refusal(InputSettings(max_megapixels=0.018)) is None
 
@@ -326,11 +326,11 @@ def test_age_limit(attributes: dict[str, str], refused: bool) -> None:
 def test_age_in_years(text: str, years: float | None) -> None:
     ds = Dataset()
     ds["PatientAge"] = DataElement("PatientAge", "AS", text, validation_mode=0)
-    found = age_years(ds)
-    assert found is None if years is None else found == pytest.approx(years, abs=0.01)
+    age = age_years(ds)
+    assert age is None if years is None else age == pytest.approx(years, abs=0.01)
 
 
-# --- a message holds no patient data, and nothing else than Refused is raised ---
+# --- a message holds no patient data, and only Refused is raised ---
 
 
 @pytest.mark.parametrize("keyword", ["Modality", "BodyPartExamined", "ViewPosition"])
@@ -384,7 +384,7 @@ junk = st.one_of(
 
 @st.composite
 def junk_item(draw: st.DrawFn) -> Dataset:
-    """An item that may hold a lookup table or codes, with values that make no sense."""
+    """An item with a lookup table or codes whose values make no sense."""
     item = Dataset()
     for keyword in draw(
         st.sets(st.sampled_from(["LUTDescriptor", "LUTData", "CodeValue", "CodeMeaning"]))
@@ -395,7 +395,7 @@ def junk_item(draw: st.DrawFn) -> Dataset:
 
 
 def put(ds: Dataset, keyword: str, value: Any) -> None:
-    """Sets an attribute unchecked, or as the bytes of a file that pydicom has yet to read."""
+    """Sets an attribute without a check, or as raw bytes that pydicom has not converted yet."""
     vr = {"US or SS": "US", "US or OW": "OW"}.get(dictionary_VR(keyword), dictionary_VR(keyword))
     try:
         ds[keyword] = DataElement(keyword, vr, value, validation_mode=0)
@@ -412,7 +412,7 @@ JUNK = [
 
 
 def test_junk_in_one_attribute_is_read_or_refused() -> None:
-    """Every attribute with every kind of junk; some of it must be harmless, some of it not."""
+    """Every attribute with every kind of junk. Some junk is harmless, some is refused."""
     reasons: list[Reason | None] = []
     for keyword in KEYWORDS:
         for value in JUNK:
@@ -459,7 +459,7 @@ def test_damaged_codestream_is_read_or_refused(codec: str, data: st.DataObject) 
     frame = bytearray(next(pydicom.encaps.generate_frames(ds.PixelData, number_of_frames=1)))
     for _ in range(data.draw(st.integers(1, 6))):
         frame[data.draw(st.integers(60, len(frame) - 1))] = data.draw(st.integers(0, 255))
-    if codec != "jpegls":  # CharLS looks through gigabytes of zeros for the end: seconds, no harm
+    if codec != "jpegls":  # CharLS searches gigabytes of zeros for the end, for seconds
         frame = frame[: data.draw(st.integers(len(frame) // 2, len(frame)))]
     ds.PixelData = pydicom.encaps.encapsulate([bytes(frame)])
     with contextlib.suppress(Refused):  # and nothing else

@@ -1,4 +1,4 @@
-"""The bounded look at a dataset: what it accepts, what it refuses, that it stays bounded."""
+"""The check of the header: accepted files, refused files, bounded work."""
 
 import struct
 import tracemalloc
@@ -42,7 +42,7 @@ def in_syntax(dataset: Dataset, syntax: str) -> bytes:
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-def test_reads_what_the_listener_needs(tmp_path, syntax):
+def test_reads_the_attributes_that_the_listener_needs(tmp_path, syntax):
     dataset = radiograph(size=12)
     item = Dataset()
     item.CodeValue = "x"
@@ -92,7 +92,7 @@ def test_truncated_anywhere(tmp_path, make):
     scan(tmp_path, data, syntax)
     for percent in range(100):
         reason = refusal(tmp_path, data[: len(data) * percent // 100], syntax)
-        # Cut exactly between two elements, the next attribute is what is missing.
+        # A cut exactly between two elements makes the next attribute missing.
         missing = {Reason.MISSING_ATTRIBUTE, Reason.NO_PIXEL_DATA}
         assert reason is Reason.UNPARSABLE or reason in missing, percent
 
@@ -174,7 +174,7 @@ def test_limits_hold_and_memory_does_not_grow(tmp_path, data):
 
 
 @given(st.binary(max_size=400))
-def test_any_bytes_are_refused_not_crashed_on(tmp_path_factory, junk):
+def test_any_bytes_are_refused_without_a_crash(tmp_path_factory, junk):
     folder = tmp_path_factory.getbasetemp()
     for data in (junk, raw(junk)):
         for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):

@@ -1,4 +1,4 @@
-"""The front end: the same scene, however it is stored, is shown and fed to the model the same."""
+"""Reading radiographs: one scene, stored in many ways, gives the same display and tensor."""
 
 import subprocess
 from collections.abc import Callable
@@ -38,18 +38,18 @@ def tensor(radiograph: Radiograph) -> np.ndarray:
 
 
 def expected_tensor() -> np.ndarray:
-    """What the model is given of the scene itself, which no file has rounded."""
+    """The tensor of the scene itself, without the rounding of a file."""
     pixels = scene.scene().astype(np.float32)
     return tensor(Radiograph(pixels=pixels, valid=None, orientation=UPRIGHT, source_kind="dicom"))
 
 
 def off(recipe: Recipe) -> float:
-    """Largest difference of the model's tensor from the scene's, in grey levels of 8 bit."""
+    """Largest difference between the tensors of the file and of the scene, in 8-bit grey levels."""
     return float(np.abs(tensor(read(write(recipe))) - expected_tensor()).max()) / GREY_LEVEL
 
 
 def check(recipe: Recipe, levels: float = 1.0) -> None:
-    """The tensor within `levels`, and what is shown of every pixel within one grey level."""
+    """The tensor and every displayed pixel differ from the scene by at most `levels`."""
     radiograph = read(write(recipe))
     shown = turned(recipe.shown, recipe.orientation)
     assert radiograph.pixels.dtype == np.float32
@@ -211,7 +211,7 @@ def test_bits_outside_the_stored_ones_do_not_count(
     "codec", ["jpeg-lossless-sv1", "jpeg-lossless-p14-7", "jpegls", "jpeg2000", "jpeg2000-lossy"]
 )
 def test_values_in_the_highest_bits_of_a_coded_sample(codec: str) -> None:
-    """HighBit 15 of 12 bits stored: encoders keep the bits where they are, or move them."""
+    """HighBit 15 with 12 bits stored: an encoder keeps the bits in place, or moves them."""
     expected = decode(write(Recipe(bits=12)))
     for shift, bits in ((4, 16), (0, 12)):
         uid, encoder = scene.CODECS[codec]
@@ -232,7 +232,7 @@ def compressed(recipe: Recipe, uid: str, frame: bytes) -> Dataset:
 @pytest.mark.parametrize("damage", ["cut", "zeroed"])
 @pytest.mark.parametrize("codec", scene.CODECS)
 def test_frame_that_ends_early_is_refused(codec: str, damage: str) -> None:
-    """Decoders would fill what is missing with grey, and a mask would be drawn on that."""
+    """Decoders would fill the missing part with grey, and a mask would be drawn on it."""
     uid, encoder = scene.CODECS[codec]
     bits = 8 if "8" in codec or "baseline" in codec else 12
     frame = bytes(encoder(decode(write(Recipe(bits=bits))), bits))
@@ -357,11 +357,11 @@ def test_files_that_dcmtk_compressed(
     write(Recipe(bits=bits, signed=signed)).save_as(tmp_path / "in.dcm")
     call = [program(tool), option, tmp_path / "in.dcm", tmp_path / "out.dcm"]
     subprocess.run(call, check=True, capture_output=True, timeout=60)
-    found = tensor(read(pydicom.dcmread(tmp_path / "out.dcm")))
-    assert np.abs(found - expected_tensor()).max() <= levels * GREY_LEVEL
+    read_tensor = tensor(read(pydicom.dcmread(tmp_path / "out.dcm")))
+    assert np.abs(read_tensor - expected_tensor()).max() <= levels * GREY_LEVEL
 
 
-# --- lookup tables as they are really written ---
+# --- lookup tables as real devices write them ---
 
 
 def with_voi_lut(table: np.ndarray, first: int, bits: int, **pixels: int) -> Dataset:
@@ -403,7 +403,7 @@ def test_values_beside_the_table_get_its_ends() -> None:
 
 
 def test_first_value_of_a_table_read_with_the_wrong_sign() -> None:
-    """Unsigned pixels, modality values from -1000: an implicit US makes -1000 into 64536."""
+    """Unsigned pixels, modality values from -1000: read as implicit US, -1000 becomes 64536."""
     table = np.linspace(0, 65535, 4096).astype("<u2")
     ds = with_voi_lut(table, -1000, 16, RescaleIntercept=-1000, RescaleSlope=1)
     expected = read(ds).pixels
@@ -445,7 +445,7 @@ def test_voi_table_goes_before_the_window() -> None:
     ],
     ids=["width-0", "negative", "half", "no-width", "no-center", "empty"],
 )
-def test_window_that_is_none_is_passed_over(attributes: dict[str, object]) -> None:
+def test_unusable_window_is_ignored(attributes: dict[str, object]) -> None:
     assert np.abs(read(plain(**attributes)).pixels - scene.scene()).max() <= GREY_LEVEL
 
 
@@ -461,7 +461,7 @@ def test_identity_presentation_shape_changes_nothing() -> None:
 @pytest.mark.parametrize(
     "value", [None, "", "L", ["X", "Y"], ["L", "R"], ["L", "F", "H"], ["", ""]]
 )
-def test_orientation_that_says_nothing_is_upright(value: object) -> None:
+def test_unusable_orientation_is_upright(value: object) -> None:
     assert read(plain(PatientOrientation=value)).orientation == UPRIGHT
 
 
@@ -486,13 +486,13 @@ def test_shape_of_the_pixels(attributes: dict[str, Any], expected: float) -> Non
     assert read(ds).aspect == pytest.approx(expected, abs=1e-12)
 
 
-def test_shape_that_no_pixel_has_is_refused() -> None:
+def test_impossible_shape_of_a_pixel_is_refused() -> None:
     with pytest.raises(Refused, match="PixelSpacing") as caught:
         read(plain(PixelSpacing=[0.1, 1]))
     assert caught.value.reason is Reason.INVALID_ATTRIBUTE
 
 
-def test_file_that_is_no_dicom_is_called_that(tmp_path: Path) -> None:
+def test_message_for_a_file_that_is_not_dicom(tmp_path: Path) -> None:
     (tmp_path / "notes.dcm").write_text("What the meeting decided.\n" * 20)
     with pytest.raises(Refused, match="not a DICOM file") as caught:
         read_source((tmp_path / "notes.dcm").read_bytes(), InputSettings())
@@ -532,7 +532,7 @@ PADDING = {
 
 
 @pytest.mark.parametrize("recipe", PADDING.values(), ids=PADDING)
-def test_padding_counts_for_nothing(recipe: Recipe) -> None:
+def test_padding_is_not_valid(recipe: Recipe) -> None:
     radiograph = read(write(recipe))
     inner = np.zeros((scene.ROWS + 24, scene.COLUMNS + 24), bool)
     inner[12:-12, 12:-12] = True
@@ -543,7 +543,7 @@ def test_padding_counts_for_nothing(recipe: Recipe) -> None:
     shown = turned(np.pad(recipe.shown, 12), recipe.orientation)
     assert np.abs(radiograph.pixels - shown)[inner].max() <= GREY_LEVEL
 
-    # the model's tensor is that of the scene with a black frame that is left out of the statistics
+    # The tensor equals that of the scene in a black frame that the statistics ignore.
     framed = Radiograph(
         pixels=shown.astype(np.float32),
         valid=inner,
@@ -554,17 +554,17 @@ def test_padding_counts_for_nothing(recipe: Recipe) -> None:
 
 
 def test_padding_does_not_shift_the_brightness_of_the_rest() -> None:
-    """Black and white of the tensor are those of the scene, though the padding is blacker."""
+    """The scene decides black and white of the tensor, although the padding is blacker."""
     pixels = np.pad(0.4 + 0.2 * scene.scene(), 12).astype(np.float32)
     valid = np.zeros(pixels.shape, bool)
     valid[12:-12, 12:-12] = True
     framed = Radiograph(pixels=pixels, valid=valid, orientation=UPRIGHT, source_kind="dicom")
     geometry = PREPROCESSING.geometry(framed)
     whole = geometry.to_model(valid.astype(np.float32)) > 0.999
-    found = tensor(framed)[0][whole]
-    assert found.min() == 0
-    assert found.max() == 1
-    assert 0.3 < np.median(found) < 0.7
+    inner = tensor(framed)[0][whole]
+    assert inner.min() == 0
+    assert inner.max() == 1
+    assert 0.3 < np.median(inner) < 0.7
 
 
 def test_padding_value_that_no_pixel_has() -> None:
@@ -588,7 +588,7 @@ def collimated(kind: str = "Collimator", **edges: int) -> Dataset:
 
 
 @pytest.mark.parametrize("kind", ["Collimator", "Shutter"])
-def test_outside_the_collimation_counts_for_nothing(kind: str) -> None:
+def test_pixels_outside_the_collimation_are_not_valid(kind: str) -> None:
     valid = read(collimated(kind, top=10, bottom=140, left=5, right=110)).valid
     assert valid is not None
     rows, columns = np.flatnonzero(valid.any(axis=1)), np.flatnonzero(valid.any(axis=0))
@@ -688,7 +688,7 @@ def test_transfer_syntax_that_is_not_offered_is_refused() -> None:
     assert caught.value.reason is Reason.TRANSFER_SYNTAX
 
 
-def test_dataset_without_file_meta_is_refused_not_a_crash() -> None:
+def test_dataset_without_file_meta_is_refused() -> None:
     ds = plain()
     del ds.file_meta
     with pytest.raises(Refused):
@@ -769,7 +769,7 @@ def photograph() -> np.ndarray:
 
 
 def test_photograph_is_shown_as_it_is(tmp_path: Path) -> None:
-    """Colours are neither mixed nor stretched."""
+    """Colours are not changed."""
     path = tmp_path / "skin.png"
     Image.fromarray(photograph()).save(path)
     radiograph = Radiograph.from_photograph(path)
@@ -856,5 +856,5 @@ def test_real_leg_is_refused(real_data: Path) -> None:
 
 @pytest.mark.realdata
 def test_two_encodings_of_one_radiograph_are_bit_identical(real_data: Path) -> None:
-    found = [tensor(read(real(real_data, name))) for name in ("RG1_J2KR", "RG1_UNCR")]
-    assert np.array_equal(*found)
+    tensors = [tensor(read(real(real_data, name))) for name in ("RG1_J2KR", "RG1_UNCR")]
+    assert np.array_equal(*tensors)

@@ -1,13 +1,12 @@
-"""Labelled images from data folders: recognised, placed in splits by patient, read, checked.
+"""Finds the labelled images of data folders, places them in splits and reads them.
 
-Every image becomes an example through `Radiograph` and `Preprocessing`, the two calls that serve.
-Boxes and lesion masks are ground truth for evaluation and are no part of a case: see truth.py.
+Every image becomes an example through `Radiograph` and `Preprocessing`, as in the service. Boxes
+and lesion masks are ground truth for evaluation and not part of a case: see ground_truth.py.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
@@ -17,34 +16,50 @@ from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import DataError, Refused
 from nemt_dicom.intake.radiograph import Radiograph
 
-from .layouts import (
-    ABNORMAL,
-    ALL,
-    KINDS,
-    Labelled,
-    Listing,
-    canonical,
-    find_table,
-    read_listing,
+from .labelled import Labelled
+from .layouts import ABNORMAL, ALL, canonical
+from .listings import (
+    doubts,
+    existing_images,
+    name_few,
+    read_listings,
+    require_images_of_kind,
+    require_kind,
 )
 from .splits import TEST_SHARE, place_patients
 from .tables import SPLITS, Split
 
-SKIP_HINT = "--skip-bad to go on without them"
+__all__ = [
+    "OF_NIH",
+    "Case",
+    "Dataset",
+    "describe",
+    "find_cases",
+    "find_cases_to_evaluate",
+    "fingerprint",
+    "name_few",
+    "read_radiograph",
+    "require_both_labels",
+]
 
 OF_NIH = frozenset({"NIH", "RSNA"})
-"""Sources of NIH's images, and so of its patients."""
+"""Sources whose images show patients of NIH."""
+ALL_EVALUATED = "no table places a patient in a split: all images are evaluated"
+HASH_DECIDES = (
+    "no table places a patient in a split, and the bundle was trained on such data: a stable hash "
+    f"tells the splits, {TEST_SHARE:.0%} are test patients"
+)
 
 UNREADABLE = (
     Refused, InvalidDicomError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError,
     NotImplementedError,
 )  # fmt: skip
-"""What pydicom raises for a damaged file, and the refusals."""
+"""Errors that pydicom raises for a damaged file, and the refusals of the service."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case(Labelled):
-    """One labelled image in its split, not yet read."""
+    """One labelled image in its split. Its file is not read yet."""
 
     split: Split
 
@@ -53,10 +68,11 @@ class Case(Labelled):
 class Dataset:
     """All images of a run.
 
-    target: the canonical name of the label to explain. outputs: what a classifier of these
-    answers: the target and then the auxiliary labels, or all classes where they exclude each other
-    (`exclusive`: softmax instead of sigmoid). notes: what was left out and why, and
-    what is in doubt.
+    target: canonical name of the label to explain.
+    outputs: outputs of a classifier for these images. The target and the auxiliary labels, or all
+        classes if they exclude each other.
+    exclusive: whether the classes exclude each other: softmax instead of sigmoid.
+    notes: sentences about images that are left out, and about doubts.
     """
 
     cases: tuple[Case, ...]
@@ -74,39 +90,41 @@ def find_cases(
     auxiliary: Sequence[str] = (),
     skip_bad: bool = False,
 ) -> Dataset:
-    """All labelled images of several data folders, each told apart by the table it holds.
+    """All labelled images of data folders, each in its split.
 
-    Patients are placed in splits by the tables, those whom no table places by a stable hash. A
-    stable share of the training patients is for validation, unless a table has a validation split
-    of its own. auxiliary: further labels to answer, where any image knows them, or `ALL`. skip_bad:
-    missing images are left out, with a note, instead of an error.
+    The tables place patients in splits. A stable hash places all other patients.
 
-    Raises `DataError` where a folder is of no known layout, lacks a file or contradicts itself or
-    another, where a patient is in two splits, or a split has no image with or without the target.
+    folders: data folders; the label table of each tells its layout, see layouts.py.
+    target: the label to explain.
+    validation_share: share of the training patients for validation, from 0 to 1. A table with a
+        validation split keeps that split.
+    auxiliary: further labels for the classifier to answer, or `ALL`.
+    skip_bad: missing images are left out with a note. Otherwise they are an error.
+
+    Raises `DataError`
+    - if a folder has no known layout, lacks a file, or contradicts itself or another folder,
+    - if a patient is in two splits,
+    - if no image knows an auxiliary label,
+    - if a split has no image with the target, or none without it.
     """
     target = canonical(target)
-    listings, notes = _listings(folders, target)
+    listings, notes = read_listings(folders, target)
     splits = place_patients(listings, validation_share)
-    there = _existing(listings, notes, skip_bad=skip_bad)
-    cases = tuple(Case(**vars(image), split=splits[image.patient]) for image in there)
+    images = existing_images(listings, notes, skip_bad=skip_bad)
+    cases = tuple(Case(**vars(image), split=splits[image.patient]) for image in images)
     if any(split is None for listing in listings for _, split in listing.images):
         notes.append(
-            f"patients whom no table places in a split: {TEST_SHARE:.0%} are test patients, chosen "
-            "by a stable hash"
+            "some patients are in no split of a table: a stable hash places them, "
+            f"{TEST_SHARE:.0%} are test patients"
         )
     require_both_labels(cases, target)
-    notes += _doubts(listings)
+    notes += doubts(listings)
     classes = listings[0].outputs
-    known = {name for case in cases for name in case.findings}
-    there_is = sorted({name for case in cases for name, label in case.findings.items() if label})
-    asked = there_is if ALL in auxiliary else [canonical(name) for name in auxiliary]
-    further = [name for name in dict.fromkeys(asked) if name in known and name != target]
-    if absent := {*asked} - {*further, target, ABNORMAL}:
-        raise DataError(f"no image knows the auxiliary label {', '.join(sorted(absent))}")
+    labels = _auxiliary_labels(cases, target, auxiliary)
     return Dataset(
         cases=cases,
         target=target,
-        outputs=classes if len(classes) > 1 else (target, *further),
+        outputs=classes if len(classes) > 1 else (target, *labels),
         exclusive=len(classes) > 1,
         notes=tuple(notes),
     )
@@ -116,61 +134,56 @@ def find_cases_to_evaluate(
     folders: Sequence[Path],
     *,
     target: str,
-    split: str,
+    split: Split,
     photographs: bool,
     validation_share: float,
     trained_on: Collection[str],
     skip_bad: bool = False,
 ) -> Dataset:
-    """All labelled images of data folders, for measuring a bundle on those of `split`.
+    """All labelled images of data folders, to evaluate a bundle on one split.
 
-    Where no table places any patient in a split, all images are of `split`; unless the bundle was
-    `trained_on` such data: then the stable hash tells who was held out from it. photographs:
-    whether the bundle explains these, not radiographs.
+    If no table places a patient in a split, all images count as images of `split`. If the bundle
+    was trained on such data, the stable hash tells instead which patients were held out.
 
-    Raises `DataError` as `find_cases` does, where the images are of the other kind, where `split`
-    is empty, and where the hash alone, without all of the data `trained_on`, does not tell who was
-    held out.
+    folders, target, validation_share, skip_bad: as for `find_cases`.
+    split: the split to evaluate.
+    photographs: whether the bundle explains photographs, not radiographs.
+    trained_on: sources of the images that the bundle was trained on.
+
+    Raises `DataError`
+    - as `find_cases` does for folders and patients,
+    - if the images are of the other kind, or `split` has none,
+    - if the hash must tell who was held out, but a source of `trained_on` is missing.
     """
     target = canonical(target)
-    _require_kind(folders, photographs=photographs)
-    listings, notes = _listings(folders, target)
-    _require_images_of_kind(listings, photographs=photographs)
+    require_kind(folders, photographs=photographs)
+    listings, notes = read_listings(folders, target)
+    require_images_of_kind(listings, photographs=photographs)
     splits = place_patients(listings, validation_share)
-    there = _existing(listings, notes, skip_bad=skip_bad)
-    sources = {image.source for image in there}
-    free = not any(split for listing in listings for _, split in listing.images)
-    whole = free and not sources & ({*trained_on} | (OF_NIH if OF_NIH & {*trained_on} else set()))
-    if free and not whole and (lacking := sorted({*trained_on} - sources)):
-        raise DataError(
-            "no table places a patient in a split, and whom the bundle was trained on hangs on all "
-            f"of its data: name those of {', '.join(lacking)}, too (--data)"
-        )
-    if free:
-        notes.append(
-            "no table places a patient in a split: all images are evaluated"
-            if whole
-            else "no table places a patient in a split, and the bundle was trained on such data: "
-            f"splits are those of a stable hash, with {TEST_SHARE:.0%} test patients"
-        )
-    cases = tuple(
-        Case(**vars(image), split=split if whole else splits[image.patient])  # type: ignore[arg-type]
-        for image in there
-    )
+    images = existing_images(listings, notes, skip_bad=skip_bad)
+    if not any(placed for listing in listings for _, placed in listing.images):
+        sources = {image.source for image in images}
+        if _are_new(sources, trained_on):
+            splits = dict.fromkeys(splits, split)
+            notes.append(ALL_EVALUATED)
+        else:
+            _require_all_sources(sources, trained_on)
+            notes.append(HASH_DECIDES)
+    cases = tuple(Case(**vars(image), split=splits[image.patient]) for image in images)
     if not any(case.split == split for case in cases):
-        found = sorted({case.split for case in cases})
-        raise DataError(f"no image is in the split {split!r}; there are: {', '.join(found)}")
+        present = sorted({case.split for case in cases})
+        raise DataError(f"no image is in the split {split!r}; there are: {', '.join(present)}")
     return Dataset(
         cases=cases,
         target=target,
         outputs=listings[0].outputs,
         exclusive=len(listings[0].outputs) > 1,
-        notes=(*notes, *_doubts(listings)),
+        notes=(*notes, *doubts(listings)),
     )
 
 
 def read_radiograph(case: Case) -> Radiograph:
-    """The image of a case, by the same code that serves; raises `DataError`."""
+    """Reads the image of a case with the code of the service. Raises `DataError`."""
     if case.kind == "photograph":
         return Radiograph.from_photograph(case.path)
     if case.kind == "picture":
@@ -182,7 +195,7 @@ def read_radiograph(case: Case) -> Radiograph:
 
 
 def describe(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
-    """Images, positives and patients of each split of each source, for card and manifest."""
+    """Numbers of images, positives and patients by source and split, for card and manifest."""
     table = {}
     for source, split in sorted({(case.source, case.split) for case in cases}):
         chosen = [case for case in cases if (case.source, case.split) == (source, split)]
@@ -195,7 +208,7 @@ def describe(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
 
 
 def fingerprint(cases: Iterable[Case]) -> str:
-    """SHA-256 over name, label and split of every case: which data a bundle was trained on."""
+    """SHA-256 over source, name, patient, split and label of every case: it identifies the data."""
     lines = sorted(
         f"{c.source} {c.path.name} {c.patient} {c.split} {c.label}"
         + ("" if c.class_index is None else f" {c.class_index}")
@@ -204,133 +217,8 @@ def fingerprint(cases: Iterable[Case]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def name_few(names: Sequence[str], separator: str = ", ") -> str:
-    """The first three, and a sign that there are more."""
-    return separator.join(names[:3]) + (f"{separator}..." if len(names) > 3 else "")
-
-
-def _listings(folders: Sequence[Path], target: str) -> tuple[list[Listing], list[str]]:
-    """What the tables of the folders name, of one task and each image once; and notes."""
-    tables = [find_table(folder) for folder in folders]
-    if len({table.resolve() for table in tables}) != len(tables):
-        raise DataError("the same --data folder is given twice")
-    listings = [read_listing(table, target) for table in tables]
-    _require_one_task(tables, listings)
-    notes: list[str] = []
-    listings = [_without_nih_twins(listing, listings, notes) for listing in listings]
-    _require_images_once(listings)
-    return listings, notes
-
-
-def _require_kind(folders: Sequence[Path], *, photographs: bool) -> None:
-    """Before the tables are read, whose labels would only confuse."""
-    for folder in folders:
-        kind = KINDS.get(find_table(folder).name)
-        if kind is not None:
-            _require(folder, kind == "photograph", photographs)
-
-
-def _require_images_of_kind(listings: Sequence[Listing], *, photographs: bool) -> None:
-    for listing in listings:
-        for image, _ in listing.images:
-            _require(image.path.parent, image.kind == "photograph", photographs)
-
-
-def _require(folder: Path, given: bool, wanted: bool) -> None:
-    if given != wanted:
-        names = {True: "photographs", False: "radiographs"}
-        raise DataError(
-            f"{folder} holds {names[given]}, and the bundle was trained on {names[wanted]}: name "
-            "data of that kind, or another bundle"
-        )
-
-
-def _require_one_task(tables: Sequence[Path], listings: Sequence[Listing]) -> None:
-    """One kind of image and one kind of label in a run, and patients that can be compared."""
-    if not listings:
-        raise DataError("no --data folder is given")
-    photographs = {
-        image.kind == "photograph": table
-        for table, listing in zip(tables, listings, strict=True)
-        for image, _ in listing.images
-    }
-    if len(photographs) > 1:
-        raise DataError(
-            f"photographs ({photographs[True]}) and radiographs ({photographs[False]}) cannot be "
-            "mixed in one run"
-        )
-    if len({listing.outputs for listing in listings}) > 1:
-        raise DataError(
-            "data whose classes exclude each other (HAM10000) and data with one label cannot be "
-            "mixed in one run"
-        )
-    unknown = [t for t, found in zip(tables, listings, strict=True) if not found.patients_known]
-    if unknown and any(image.source == "NIH" for found in listings for image, _ in found.images):
-        raise DataError(
-            f"{unknown[0].parent}: RSNA's images are NIH's, but of which patients is not known "
-            "here; with NIH data beside it this folder needs RSNA's mapping file "
-            "(pneumonia-challenge-dataset-mappings_2018.json) or splits.csv"
-        )
-
-
-def _doubts(listings: Sequence[Listing]) -> list[str]:
-    """What the tables do not tell, and the reader of a result has to know."""
-    found = []
-    if not all(listing.patients_known for listing in listings):
-        found.append(
-            "RSNA's images are taken for one patient each, for which are the same is not known "
-            "here: a patient may be in two splits. RSNA's mapping file "
-            "(pneumonia-challenge-dataset-mappings_2018.json) or splits.csv tells"
-        )
-    nih, rsna = (
-        {image.patient for given in listings for image, _ in given.images if image.source == source}
-        for source in ("NIH", "RSNA")
-    )
-    if nih & rsna and not any(listing.nih_images for listing in listings):
-        found.append(
-            f"{len(nih & rsna)} patients are in NIH's data and in RSNA's, and which of the images "
-            "are the same is not known here: some may be in with both labels, in one split"
-        )
-    return found
-
-
-def _without_nih_twins(listing: Listing, listings: Sequence[Listing], notes: list[str]) -> Listing:
-    """`listing` without NIH's rows of images that RSNA's radiologists labelled anew."""
-    twins = frozenset[str]().union(*(found.nih_images for found in listings))
-    kept = tuple(
-        (image, split)
-        for image, split in listing.images
-        if not (image.source == "NIH" and image.path.name in twins)
-    )
-    dropped = len(listing.images) - len(kept)
-    if dropped:
-        notes.append(f"{dropped} NIH images are left out: RSNA has labels of radiologists for them")
-    return replace(listing, images=kept)
-
-
-def _require_images_once(listings: Sequence[Listing]) -> None:
-    paths = Counter(image.path.resolve() for found in listings for image, _ in found.images)
-    twice = sorted(str(path) for path, count in paths.items() if count > 1)
-    if twice:
-        raise DataError(f"{len(twice)} images are named twice: {name_few(twice)}")
-
-
-def _existing(listings: Sequence[Listing], notes: list[str], *, skip_bad: bool) -> list[Labelled]:
-    images = [image for listing in listings for image, _ in listing.images]
-    there = [image for image in images if image.path.is_file()]
-    missing = sorted({str(image.path) for image in images} - {str(i.path) for i in there})
-    if missing and not skip_bad:
-        raise DataError(
-            f"{len(missing)} of {len(images)} images that the labels name are missing: "
-            f"{name_few(missing)}; {SKIP_HINT}"
-        )
-    if missing:
-        notes.append(f"{len(missing)} missing images are left out")  # their names may name patients
-    return there
-
-
 def require_both_labels(cases: Sequence[Case], target: str) -> None:
-    """Raises `DataError` where a split has no case with the target or none without."""
+    """Raises `DataError` if a split has no case with the target, or none without it."""
     if not any(case.label for case in cases):
         raise DataError(f"none of the {len(cases)} images is labelled {target!r}")
     for split in SPLITS:
@@ -340,3 +228,33 @@ def require_both_labels(cases: Sequence[Case], target: str) -> None:
                 raise DataError(
                     f"the {split} split has no image {word} {target!r}, of {len(labels)} images"
                 )
+
+
+def _auxiliary_labels(cases: Sequence[Case], target: str, auxiliary: Sequence[str]) -> list[str]:
+    """Canonical names of the auxiliary labels, without the target.
+
+    Raises `DataError` if no image knows a label. Only `ABNORMAL` may be unknown: it is dropped.
+    """
+    known = {name for case in cases for name in case.findings}
+    positive = sorted({name for case in cases for name, label in case.findings.items() if label})
+    requested = positive if ALL in auxiliary else [canonical(name) for name in auxiliary]
+    labels = [name for name in dict.fromkeys(requested) if name in known and name != target]
+    if absent := {*requested} - {*labels, target, ABNORMAL}:
+        raise DataError(f"no image knows the auxiliary label {', '.join(sorted(absent))}")
+    return labels
+
+
+def _are_new(sources: Collection[str], trained_on: Collection[str]) -> bool:
+    """Whether no patient of `sources` can be in the data that a bundle was trained on."""
+    seen = {*trained_on}
+    return not {*sources} & (seen | (OF_NIH if OF_NIH & seen else set()))
+
+
+def _require_all_sources(sources: Collection[str], trained_on: Collection[str]) -> None:
+    """Raises `DataError` if a source of the training is missing: it may have placed a patient."""
+    if missing := sorted({*trained_on} - {*sources}):
+        raise DataError(
+            "no table places a patient in a split, and the bundle was trained on such data: to "
+            "compute its test patients, all of its data are needed. Also name the data of "
+            f"{', '.join(missing)} with --data"
+        )

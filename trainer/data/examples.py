@@ -1,4 +1,4 @@
-"""Labelled images as the network sees them; each is decoded and preprocessed once, in any run."""
+"""Labelled images as the network sees them. Each image is decoded once, for all runs together."""
 
 import hashlib
 import os
@@ -13,21 +13,26 @@ from numpy.typing import ArrayLike, NDArray
 from nemt_dicom.errors import DataError
 from nemt_dicom.model.preprocess import Geometry, Preprocessing
 
-from .cases import SKIP_HINT, Case, name_few, read_radiograph
+from .cases import Case, read_radiograph
+from .listings import SKIP_HINT, name_few
 from .tensor_store import Decoded, Key, TensorStore
 
 CHUNK = 64
-"""Images between two commits to disk: what a killed run decodes again at most."""
+"""Images between two commits to disk: a killed run decodes at most this many again."""
 THREADS = 16
+"""Most threads that decode at once; never more than the process has CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Examples:
-    """Images as the network sees them, with their cases; they stay on disk until taken.
+    """Images as the network sees them, with their cases. `take` reads them from disk.
 
-    store: (M, C, S, S) float32 in [0, 1], read-only memory map; C is 3 for photographs, else 1.
-    rows: (N,) intp, the row of `store` of each case. skipped: the cases left out as unreadable,
-    each as "name: reason".
+    cases: the N cases.
+    store: (M, C, S, S) float32 in [0, 1], 0 shown black; read-only memory map. C is 3 for
+        photographs, otherwise 1.
+    rows: (N,) intp: the row of each case in `store`.
+    geometries: the geometry of each case.
+    skipped: unreadable images that are left out, each as "name: reason".
     """
 
     cases: tuple[Case, ...]
@@ -41,25 +46,28 @@ class Examples:
         return len(self.cases)
 
     def take(self, indices: ArrayLike) -> NDArray[np.float32]:
-        """(n, C, S, S) float32: a copy of the images of the cases `indices`."""
+        """(n, C, S, S) float32: a copy of the images of some cases.
+
+        indices: (n,) numbers of cases, from 0.
+        """
         chosen = self.rows[np.asarray(indices, np.intp)]
         return np.asarray(self.store[chosen])  # an index array always copies
 
     @property
     def images(self) -> NDArray[np.float32]:
-        """(N, C, S, S) float32: a copy of all images; for sets that fit the memory."""
+        """(N, C, S, S) float32: a copy of all images. They must fit into memory."""
         return self.take(np.arange(len(self)))
 
     @property
     def labels(self) -> NDArray[np.float32]:
-        """(N,) float32: 1 where the target is present, else 0."""
+        """(N,) float32: 1 if the target is present, otherwise 0."""
         return np.array([case.label for case in self.cases], np.float32)
 
     @property
     def classes(self) -> NDArray[np.int64]:
-        """(N,) int64: the class where classes exclude each other, else the label."""
-        found = (c.label if c.class_index is None else c.class_index for c in self.cases)
-        return np.fromiter(found, np.int64, len(self))
+        """(N,) int64: the class if classes exclude each other, otherwise the label."""
+        classes = (c.label if c.class_index is None else c.class_index for c in self.cases)
+        return np.fromiter(classes, np.int64, len(self))
 
     @property
     def patients(self) -> tuple[str, ...]:
@@ -68,15 +76,15 @@ class Examples:
 
     @property
     def inside(self) -> NDArray[np.bool_]:
-        """(N, 1, S, S): False for the black beside the image."""
+        """(N, 1, S, S) bool: True inside the image, False for the black padding beside it."""
         masks = {geometry: geometry.inside()[None] for geometry in set(self.geometries)}
         return np.stack([masks[geometry] for geometry in self.geometries])
 
 
 def default_cache() -> Path:
-    """$NEMT_CACHE, else nemt-dicom in the user's cache folder."""
-    if given := os.environ.get("NEMT_CACHE"):
-        return Path(given)
+    """The folder $NEMT_CACHE; if it is not set, `nemt-dicom` in the user's cache folder."""
+    if folder := os.environ.get("NEMT_CACHE"):
+        return Path(folder)
     caches = os.environ.get("XDG_CACHE_HOME")
     return (Path(caches) if caches else Path.home() / ".cache") / "nemt-dicom"
 
@@ -89,21 +97,22 @@ def load_examples(
     done: Callable[[], object],
     skip_bad: bool = False,
 ) -> Examples:
-    """Every case's tensor, in order, decoded only where `cache` does not hold it yet.
+    """The tensor of each case, in order. Images that the cache does not hold are decoded.
 
-    Several runs may fill the same cache at once. done: called for each case, from this thread.
-    skip_bad: unreadable images are left out, and named in `Examples.skipped`.
+    cache: folder of the cache. Several runs may fill it at the same time.
+    done: called for each case, from this thread.
+    skip_bad: unreadable images are left out and named in `Examples.skipped`.
 
-    Raises `DataError` at the end where images cannot be read, and where the cache cannot be
-    written. All cases must have the same number of channels, else `ValueError`.
+    Raises `DataError` if the cache cannot be used, or at the end if images cannot be read. Raises
+    `ValueError` if photographs and radiographs are mixed.
     """
     channels = {3 if case.kind == "photograph" else 1 for case in cases}
     if len(channels) > 1:
-        raise ValueError("radiographs and photographs cannot stand in one array")
+        raise ValueError("radiographs and photographs cannot be in one array")
     if not cases:
         raise DataError("there are no images to read")
     store = TensorStore.open(cache, preprocessing, channels.pop())
-    found: list[tuple[Case, int]] = []
+    readable: list[tuple[Case, int]] = []
     bad: list[str] = []
     with ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0)))) as pool:
         for start in range(0, len(cases), CHUNK):
@@ -113,15 +122,15 @@ def load_examples(
                 if isinstance(row, DataError):
                     bad.append(str(row))
                 else:
-                    found.append((case, row))
-    if bad and not (skip_bad and found):
+                    readable.append((case, row))
+    if bad and not (skip_bad and readable):
         few = name_few(bad, "; ")
         raise DataError(f"{len(bad)} of {len(cases)} images cannot be used: {few}; {SKIP_HINT}")
     return Examples(
-        cases=tuple(case for case, _ in found),
+        cases=tuple(case for case, _ in readable),
         store=store.map(),
-        rows=np.array([row for _, row in found], np.intp),
-        geometries=tuple(store.geometries[row] for _, row in found),
+        rows=np.array([row for _, row in readable], np.intp),
+        geometries=tuple(store.geometries[row] for _, row in readable),
         skipped=tuple(bad),
     )
 
@@ -133,7 +142,7 @@ def _fill(
     pool: ThreadPoolExecutor,
     done: Callable[[], object],
 ) -> list[int | DataError]:
-    """The row of each case, after adding those that lacked; an error for what cannot be read."""
+    """The row of each case. Missing rows are added first. An unreadable case gives an error."""
 
     def decode(case: Case) -> Decoded | DataError:
         try:
@@ -141,26 +150,26 @@ def _fill(
         except DataError as error:
             return error
 
-    keys, told = list(pool.map(_key, cases)), 0
+    keys, reported = list(pool.map(_key, cases)), 0
     failed: dict[Key, DataError] = {}
     if any(not isinstance(key, DataError) and key not in store.known for key in keys):
-        # another run that fills the same cache waits here, and then finds these rows
+        # A second run that fills the same cache waits here. Then it reads the rows of this run.
         with store.locked():
-            lacking = {
+            missing = {
                 key: case
                 for key, case in zip(keys, cases, strict=True)
                 if not isinstance(key, DataError) and key not in store.known
             }
             decoded: dict[Key, Decoded] = {}
-            for key, result in zip(lacking, pool.map(decode, lacking.values()), strict=True):
+            for key, result in zip(missing, pool.map(decode, missing.values()), strict=True):
                 if isinstance(result, DataError):
                     failed[key] = result
                 else:
                     decoded[key] = result
-                told += 1
+                reported += 1
                 done()
             store.add(decoded)
-    for _ in range(len(cases) - told):
+    for _ in range(len(cases) - reported):
         done()
     return [
         key if isinstance(key, DataError) else failed[key] if key in failed else store.known[key]
@@ -169,6 +178,7 @@ def _fill(
 
 
 def _key(case: Case) -> Key | DataError:
+    """The cache key of a case, or an error if its file cannot be read."""
     try:
         with case.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), case.kind
@@ -177,9 +187,10 @@ def _key(case: Case) -> Key | DataError:
 
 
 def require_apart(*splits: Examples) -> None:
-    """Raises `DataError` where a file, whatever its names, is in two splits or has two labels.
+    """Raises `DataError` if one file is in two splits or has two labels.
 
-    What is tested was learnt then. Files are the same where their bytes are.
+    Such a file would be in the training and in the test. Files with the same bytes are one file,
+    even if their names differ.
     """
     first: dict[int, Case] = {}
     clashes = []
@@ -191,5 +202,5 @@ def require_apart(*splits: Examples) -> None:
     if clashes:
         raise DataError(
             f"{len(clashes)} images are the same file under two names, in two splits or with two "
-            f"labels: {name_few(clashes)}; leave one of each out"
+            f"labels: {name_few(clashes)}; remove one of each pair"
         )

@@ -1,7 +1,6 @@
-"""Where the evidence is, as people drew it: for measuring only, never for training.
+"""Ground truth: boxes and lesion masks that people drew. For evaluation only, never for training.
 
-Neither the classifier nor the explanation module, nor any threshold, ever sees a box or a lesion
-mask.
+The classifier, the explanation module and the thresholds never see a box or a lesion mask.
 """
 
 from collections.abc import Mapping
@@ -21,32 +20,38 @@ from .examples import Examples
 from .layouts import RSNA_LABELS, read_boxes
 
 HAM_MASKS = ("masks", "HAM10000_segmentations_lesion_tschandl")
+"""Folders that may hold the lesion masks of HAM10000."""
 SOURCES = ("RSNA", "HAM10000")
-"""The data that say where."""
+"""Sources with ground truth."""
 
 
 def require_ground_truth(examples: Examples) -> None:
-    """Raises `DataError` where ground truth does not fit its image: before a run, not after it."""
+    """Raises `DataError` if ground truth does not fit its image. Call it before a long run."""
     ground_truth(examples)
 
 
 def ground_truth(examples: Examples) -> tuple[NDArray[np.intp], Regions]:
-    """Rows of the positives that have ground truth, and it: (n,), (n, S, S)."""
-    found: Mapping[int, Regions] = {
+    """The ground truth of all positives that have it.
+
+    Returns (n,) intp, the numbers of these examples, and (n, S, S) bool, True inside the ground
+    truth, in the model's frame.
+    """
+    truths: Mapping[int, Regions] = {
         i: region
         for i, (case, geometry) in enumerate(zip(examples.cases, examples.geometries, strict=True))
         if case.label and (region := read_truth(case, geometry)) is not None
     }
     side = examples.store.shape[-1]
-    regions = np.stack(list(found.values())) if found else np.zeros((0, side, side), np.bool_)
-    return np.array(list(found), np.intp), regions
+    regions = np.stack(list(truths.values())) if truths else np.zeros((0, side, side), np.bool_)
+    return np.array(list(truths), np.intp), regions
 
 
 def read_truth(case: Case, geometry: Geometry) -> NDArray[np.bool_] | None:
-    """Ground truth for evaluation, in the model frame: RSNA's boxes, HAM10000's lesion.
+    """The ground truth of one case: (S, S) bool in the model's frame; None if it has none.
 
-    (S, S) bool: the union of a positive's boxes, or the lesion whatever its class; None for a case
-    without. Raises `DataError` where it does not fit the image.
+    RSNA: the union of the boxes; only positives have boxes. HAM10000: the lesion, for every class.
+
+    Raises `DataError` if the ground truth does not fit the image.
     """
     if case.source == "RSNA":
         source = _boxes_mask(case, geometry)
@@ -54,16 +59,18 @@ def read_truth(case: Case, geometry: Geometry) -> NDArray[np.bool_] | None:
         source = _lesion_mask(case, geometry)
     else:
         return None
-    # to_model repeats the border beyond it: what touches it would go on beside the image
+    # `to_model` repeats the border pixels beside the image. There is no ground truth.
     return None if source is None else (geometry.to_model(source) >= 0.5) & geometry.inside()
 
 
 @lru_cache(maxsize=4)
 def _boxes(table: Path, _modified: int) -> dict[str, list[tuple[float, float, float, float]]]:
+    """The boxes of a table, read again only if its time of modification changes."""
     return read_boxes(table)
 
 
 def _boxes_mask(case: Case, geometry: Geometry) -> NDArray[np.float32] | None:
+    """(rows, columns) float32 in the source's frame: 1 inside a box, otherwise 0."""
     table = case.path.parent.parent / RSNA_LABELS
     boxes = _boxes(table, table.stat().st_mtime_ns).get(case.path.stem, [])
     if not boxes:
@@ -77,9 +84,10 @@ def _boxes_mask(case: Case, geometry: Geometry) -> NDArray[np.float32] | None:
 
 
 def _lesion_mask(case: Case, geometry: Geometry) -> NDArray[np.float32] | None:
+    """(rows, columns) float32 in the source's frame: 1 inside the lesion, otherwise 0."""
     name = f"{case.path.stem}_segmentation.png"
-    places = (case.path.parent.parent / folder / name for folder in HAM_MASKS)
-    path = next((place for place in places if place.is_file()), None)
+    candidates = (case.path.parent.parent / folder / name for folder in HAM_MASKS)
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         return None
     try:

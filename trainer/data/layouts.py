@@ -1,18 +1,17 @@
-"""What the tables of a data folder say: RSNA 2018, NIH ChestX-ray14, HAM10000 or a plain CSV file.
+"""Reads the tables of one data folder: RSNA 2018, NIH ChestX-ray14, HAM10000 or a plain CSV file.
 
-A folder is told by the table it holds. Here one folder is read by itself; `datasets` puts several
-together, places the patients in splits and looks for what they contradict each other in.
+The name of the label table tells the layout. listings.py puts several folders together and looks
+for contradictions between them. splits.py places the patients in splits.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from nemt_dicom.errors import DataError
 
+from .labelled import Labelled, Listing
 from .tables import (
     Split,
     read_age,
@@ -25,9 +24,6 @@ from .tables import (
     required,
     rows_by_name,
 )
-
-Source = Literal["RSNA", "NIH", "HAM10000", "CSV"]
-Kind = Literal["dicom", "picture", "photograph"]
 
 RSNA_LABELS = "stage_2_train_labels.csv"
 RSNA_IMAGES = "stage_2_train_images"
@@ -53,90 +49,61 @@ HAM_CLASSES = {
 }
 CSV_LABELS = "labels.csv"
 KINDS = {RSNA_LABELS: "dicom", NIH_LABELS: "picture", HAM_LABELS: "photograph"}
-"""What the images of a layout are; a plain table says so itself."""
+"""The kind of the images in a layout. A plain CSV table gives the kind of each image."""
 
 ABNORMAL = "abnormal"
-"""The finding that RSNA's and NIH's images both tell: 0 for RSNA's "Normal" and NIH's "No Finding".
-"""
+"""A finding that RSNA and NIH both know: 0 for "Normal" (RSNA) and "No Finding" (NIH), else 1."""
 ALL = "all"
-"""Stands for every finding that any image has."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """One image as a table names it; the file may be missing.
-
-    patient: whose images must share a split; the lesion in HAM10000. label: 1 where the target is
-    present. class_index: of the class among the outputs, where classes exclude each other.
-    findings: 1 or 0 of every other label that is known of the image, by canonical name. mined:
-    whether the labels were mined from reports by text.
-    view: "AP", "PA" or "". sex: "F", "M" or "". age: in years; None where the table does not say.
-    """
-
-    path: Path
-    source: Source
-    kind: Kind
-    patient: str
-    label: int
-    class_index: int | None = None
-    findings: Mapping[str, int] = field(default_factory=dict)
-    mined: bool = False
-    view: str = ""
-    sex: str = ""
-    age: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """One folder's images, each with the split that its table gives it, None where it gives none.
-
-    outputs: what a classifier of these answers. nih_images: file names in NIH ChestX-ray14 of the
-    same images. patients_known: False where each image had to stand for a patient of its own.
-    """
-
-    images: tuple[tuple[Labelled, Split | None], ...]
-    outputs: tuple[str, ...]
-    nih_images: frozenset[str] = frozenset()
-    patients_known: bool = True
+"""An auxiliary label of this name means: every finding that any image has."""
 
 
 def canonical(target: str) -> str:
-    """A label as it is written everywhere: lower case, spaces for underscores, no HAM10000 code."""
+    """A label in lower case, with spaces for underscores, and a name for a HAM10000 code."""
     name = " ".join(target.lower().replace("_", " ").split())
     return HAM_CLASSES.get(name, name)
 
 
 def file_name(name: str) -> str:
-    """A name with a hyphen for each character that is neither letter nor digit."""
+    """`name` as part of a file name: a hyphen replaces each character but letters and digits."""
     return "".join(c if c.isalnum() else "-" for c in name)
 
 
-def find_table(given: Path) -> Path:
-    """The label table of a data folder, or the table itself where that is given.
+def find_table(data: Path) -> Path:
+    """The label table of a data folder. If `data` is itself a CSV file, that file.
 
-    Raises `DataError` where the folder is of no known layout.
+    Raises `DataError` if the folder does not exist or has no known label table.
     """
-    if given.is_file() and given.suffix.lower() == ".csv":
-        return given
+    if data.is_file() and data.suffix.lower() == ".csv":
+        return data
     for name in (*_READERS, CSV_LABELS):
-        if (given / name).is_file():
-            return given / name
-    if not given.exists():
-        raise DataError(f"{given} does not exist")
+        if (data / name).is_file():
+            return data / name
+    if not data.exists():
+        raise DataError(f"{data} does not exist: name an existing folder with --data")
     raise DataError(
-        f"{given} holds no labels that are recognised: {RSNA_LABELS} (RSNA 2018), {NIH_LABELS} "
-        f"(NIH ChestX-ray14), {HAM_LABELS} (HAM10000) or {CSV_LABELS} (path,label,patient_id); "
-        "a folder, or a .csv file with these three columns, is named by --data"
+        f"{data} holds no labels that are recognised: {RSNA_LABELS} (RSNA 2018), {NIH_LABELS} "
+        f"(NIH ChestX-ray14), {HAM_LABELS} (HAM10000) or {CSV_LABELS} (path,label,patient_id). "
+        "Name such a folder with --data, or a .csv file with these three columns"
     )
 
 
 def read_listing(table: Path, target: str) -> Listing:
-    """Reads the layout that `table` belongs to, for a canonical `target`; raises `DataError`."""
+    """Reads the folder of a label table.
+
+    table: the label table, see `find_table`.
+    target: canonical name of the label to explain.
+
+    Raises `DataError` if a table is damaged, contradicts itself or does not know the target.
+    """
     return _READERS.get(table.name, _read_csv)(table, target)
 
 
 def read_boxes(table: Path) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Boxes of RSNA's label table by image: left, top, right, bottom edge in source pixels."""
+    """The boxes of RSNA's label table, by image name; only images with boxes.
+
+    A box is (left, top, right, bottom): its edges in pixels of the source image. Raises `DataError`
+    if a box has no numbers.
+    """
     boxes: dict[str, list[tuple[float, float, float, float]]] = {}
     for row in read_table(table, ("patientId", "x", "y", "width", "height")):
         if not row["x"]:
@@ -150,7 +117,10 @@ def read_boxes(table: Path) -> dict[str, list[tuple[float, float, float, float]]
 
 
 def _read_rsna(table: Path, target: str) -> Listing:
-    """RSNA 2018: DICOM files, a row a box; NIH's patients by `splits.csv` or RSNA's mapping."""
+    """RSNA 2018: DICOM files; one row for each box.
+
+    `splits.csv` or the mapping file of RSNA tells which patients of NIH the images show.
+    """
     folder = table.parent
     if target != RSNA_TARGET:
         raise DataError(f"{folder}: RSNA data have labels for {RSNA_TARGET!r} only, not {target!r}")
@@ -158,7 +128,7 @@ def _read_rsna(table: Path, target: str) -> Listing:
     for row in read_table(table, ("patientId", "Target")):
         name, label = row["patientId"], read_label(row["Target"], table, "Target")
         if labels.setdefault(name, label) != label:
-            raise DataError(f"{table}: {name} has both labels")
+            raise DataError(f"{table}: {name} has both labels, 0 and 1")
     nih = _rsna_mapping(folder / RSNA_MAPPING, labels)
     patients = {name: str(int(image.partition("_")[0])) for name, image in nih.items()}
     splits: dict[str, Split | None] = {}
@@ -188,7 +158,7 @@ def _read_rsna(table: Path, target: str) -> Listing:
 
 
 def _rsna_abnormal(path: Path, names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """What the detailed classes tell of each image; {} without the file."""
+    """The finding `ABNORMAL` of each image, from the detailed classes; {} without the file."""
     if not path.is_file():
         return {}
     classes = {row["patientId"]: row["class"] for row in read_table(path, ("patientId", "class"))}
@@ -196,7 +166,7 @@ def _rsna_abnormal(path: Path, names: Iterable[str]) -> dict[str, dict[str, int]
 
 
 def _rsna_mapping(path: Path, needed: Iterable[str]) -> dict[str, str]:
-    """The NIH file name of every RSNA image, from the file that RSNA published; {} without it."""
+    """The NIH file name of every RSNA image, from RSNA's mapping file; {} without the file."""
     if not path.is_file():
         return {}
     try:
@@ -204,14 +174,14 @@ def _rsna_mapping(path: Path, needed: Iterable[str]) -> dict[str, str]:
         mapping = {str(entry["subset_img_id"]): str(entry["img_id"]) for entry in entries}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a list of subset_img_id and img_id ({error!r})") from error
-    odd = [image for image in mapping.values() if not image.partition("_")[0].isdecimal()]
-    if odd:
-        raise DataError(f"{path}: {odd[0]!r} is no file name of NIH, such as 00000013_005.png")
+    invalid = [image for image in mapping.values() if not image.partition("_")[0].isdecimal()]
+    if invalid:
+        raise DataError(f"{path}: {invalid[0]!r} is no file name of NIH, such as 00000013_005.png")
     return {name: mapping[name] for name in require_all(needed, mapping, path)}
 
 
 def _read_nih(table: Path, target: str) -> Listing:
-    """NIH ChestX-ray14: PNG files, all findings of an image in one field; `split` may be added."""
+    """NIH ChestX-ray14: PNG files; one field holds all findings. A column `split` is optional."""
     names = {canonical(name): name for name in NIH_TARGETS}
     if target not in names:
         raise DataError(
@@ -245,7 +215,7 @@ def _read_nih(table: Path, target: str) -> Listing:
 
 
 def _nih_lists(folder: Path) -> dict[str, Split]:
-    """NIH's own split by file name, where its two lists lie beside the table."""
+    """The split that NIH published, by file name; {} unless its two lists lie beside the table."""
     lists: dict[str, Split] = {}
     for name, split in (("train_val_list.txt", "train"), ("test_list.txt", "test")):
         if (folder / name).is_file():
@@ -255,7 +225,7 @@ def _nih_lists(folder: Path) -> dict[str, Split]:
 
 
 def _read_ham(table: Path, target: str) -> Listing:
-    """HAM10000: photographs of seven exclusive classes; images of one lesion stay together."""
+    """HAM10000: photographs of seven exclusive classes. All images of a lesion share a split."""
     codes = list(HAM_CLASSES)
     outputs = tuple(HAM_CLASSES.values())
     if target not in outputs:
@@ -284,21 +254,21 @@ def _read_ham(table: Path, target: str) -> Listing:
 
 
 def _read_csv(table: Path, target: str) -> Listing:
-    """A plain table of path, label and patient_id; `split` and `kind` may be added."""
+    """A plain table of path, label and patient_id. Columns `split` and `kind` are optional."""
     images: list[tuple[Labelled, Split | None]] = []
     for name, row in rows_by_name(table, ("path", "label", "patient_id")).items():
         path = table.parent / name
-        given = row.get("kind") or "radiograph"
-        if given not in {"radiograph", "photograph"}:
-            raise DataError(f"{table}: kind is {given!r}; allowed: radiograph, photograph")
-        suffix = path.suffix.lower()  # a name that is a UID ends in digits
+        kind = row.get("kind") or "radiograph"
+        if kind not in {"radiograph", "photograph"}:
+            raise DataError(f"{table}: kind is {kind!r}; allowed: radiograph, photograph")
+        suffix = path.suffix.lower()  # a file named by a UID ends in digits
         dicom = suffix in {".dcm", ".dicom", ""} or suffix[1:].isdigit()
-        if dicom and given == "photograph":
+        if dicom and kind == "photograph":
             raise DataError(f"{table}: {name} is a DICOM file, not a photograph")
         image = Labelled(
             path=path,
             source="CSV",
-            kind="photograph" if given == "photograph" else "dicom" if dicom else "picture",
+            kind="photograph" if kind == "photograph" else "dicom" if dicom else "picture",
             patient=required(row["patient_id"], table, f"{name} has no patient_id"),
             label=read_label(row["label"], table, "label"),
         )
@@ -314,6 +284,11 @@ _READERS: dict[str, Callable[[Path, str], Listing]] = {
 
 
 def _files(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
-    """File name -> path, over all folders that match; one look instead of one an image."""
-    places = sorted(place for pattern in patterns for place in folder.glob(pattern))
-    return {name: place / name for place in places if place.is_dir() for name in os.listdir(place)}
+    """The files of all subfolders that match a pattern: path by file name.
+
+    One listing of each folder is much faster than one look for each image.
+    """
+    parents = sorted(parent for pattern in patterns for parent in folder.glob(pattern))
+    return {
+        name: parent / name for parent in parents if parent.is_dir() for name in os.listdir(parent)
+    }

@@ -1,9 +1,9 @@
-"""Tensors of files, kept on disk: one folder for each way of reading and preprocessing them.
+"""Preprocessed tensors on disk: one folder for each version of the code and of the preprocessing.
 
-`rows.bin` holds float32 tensors of one size one behind the other, `index.jsonl` a line a row: which
-file it is of, by content, and its geometry. A line is written after its row is on disk, so that a
-killed run leaves at most rows and half a line that no complete line names; the next run overwrites
-them. Rows are never changed or moved, so that a memory map stays right while others add.
+`rows.bin` holds float32 tensors of one size, one after the other. `index.jsonl` has one line for
+each row: the SHA-256 of its file, and its geometry. A line is written after its row is on disk. So
+a killed run leaves only rows without a line, and half a line. The next run overwrites them. A row
+is never changed or moved, so a memory map stays valid while another run adds rows.
 """
 
 import fcntl
@@ -25,6 +25,7 @@ from nemt_dicom.errors import DataError
 from nemt_dicom.model.preprocess import Geometry, Preprocessing
 
 FORMAT = 1
+"""Version of the layout of the files."""
 FRONT_END = (
     "intake/admission.py",
     "intake/display.py",
@@ -33,16 +34,18 @@ FRONT_END = (
     "intake/uid.py",
     "model/preprocess.py",
 )
-"""Files of nemt_dicom whose text decides what a file's tensor is."""
+"""Files of nemt_dicom that compute the tensor of an image. Their text is in the cache key."""
 SERVICE = Path(nemt_dicom.__file__).parent
 LIBRARIES = ("SimpleITK", "imagecodecs", "numpy", "pillow", "pydicom")
+"""Libraries that compute the tensor of an image. Their versions are in the cache key."""
 Key = tuple[str, str]
-"""SHA-256 of the file, and the kind it is read as."""
+"""SHA-256 of the file, and the kind as which it is read."""
 Decoded = tuple[NDArray[np.float32], Geometry]
+"""(C, S, S) float32 in [0, 1], and its geometry."""
 
 
 def cache_key(preprocessing: Preprocessing, channels: int) -> dict[str, Any]:
-    """All that a file's tensor depends on but the file itself: JSON-able, the same in every run."""
+    """Everything but the file that decides its tensor, for JSON. It is the same in every run."""
     return {
         "format": FORMAT,
         "channels": channels,
@@ -53,7 +56,10 @@ def cache_key(preprocessing: Preprocessing, channels: int) -> dict[str, Any]:
 
 
 def front_end_digest(package: Path) -> str:
-    """SHA-256 over the text of `FRONT_END` below `package`, the folder of nemt_dicom."""
+    """SHA-256 of the text of all `FRONT_END` files.
+
+    package: the folder of nemt_dicom.
+    """
     sources = hashlib.sha256()
     for name in FRONT_END:
         sources.update((package / name).read_bytes() + b"\0")
@@ -62,9 +68,12 @@ def front_end_digest(package: Path) -> str:
 
 @dataclass(kw_only=True, eq=False)
 class TensorStore:
-    """The folder of one cache key, as far as this run has read its index.
+    """The folder of one cache key, and the part of its index that this run has read.
 
-    shape: (C, S, S) of a row. known: row of each file. geometries: of each row.
+    folder: the folder.
+    shape: (C, S, S), the shape of a row.
+    known: number of the row of each file.
+    geometries: the geometry of each row.
     """
 
     folder: Path
@@ -72,18 +81,24 @@ class TensorStore:
     known: dict[Key, int] = field(default_factory=dict)
     geometries: list[Geometry] = field(default_factory=list)
     _read: int = 0
-    """Bytes of the index that are read: up to the end of its last complete line."""
+    """Number of bytes of the index that are read: up to the end of its last complete line."""
 
     @classmethod
     def open(cls, cache: Path, preprocessing: Preprocessing, channels: int) -> "TensorStore":
-        """Makes or finds the folder of this preprocessing; raises `DataError`."""
+        """Opens the folder of this preprocessing, or makes it.
+
+        cache: folder of the cache.
+        channels: 1 for radiographs, 3 for photographs.
+
+        Raises `DataError` if the folder cannot be used.
+        """
         key = json.dumps(cache_key(preprocessing, channels), indent=1, sort_keys=True)
         folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
         with _explained(cache):
-            # the images of patients are not for other users of this machine
+            # Other users of this machine must not read images of patients.
             cache.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.mkdir(exist_ok=True, mode=0o700)
-            if not (folder / "key.json").exists():  # for people; nothing reads it
+            if not (folder / "key.json").exists():  # for people; no program reads it
                 (folder / "key.json").write_text(key + "\n", encoding="utf-8")
             for name in ("rows.bin", "index.jsonl", "lock"):
                 (folder / name).touch()
@@ -92,7 +107,7 @@ class TensorStore:
         return store
 
     def refresh(self) -> None:
-        """Reads what any run has added to the index since; stops at what is not complete."""
+        """Reads the lines that any run has added to the index, up to the first incomplete one."""
         row_bytes = 4 * int(np.prod(self.shape))
         complete = (self.folder / "rows.bin").stat().st_size // row_bytes
         with (self.folder / "index.jsonl").open("rb") as file:
@@ -116,15 +131,18 @@ class TensorStore:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Only this run adds rows meanwhile; what others have added before is known."""
+        """Holds the lock, so only this run adds rows. First reads the rows of other runs."""
         with (self.folder / "lock").open("rb") as lock:
             with _explained(self.folder):
-                fcntl.flock(lock, fcntl.LOCK_EX)  # the system gives it back even after kill -9
+                fcntl.flock(lock, fcntl.LOCK_EX)  # released even after kill -9
                 self.refresh()
             yield
 
     def add(self, decoded: dict[Key, Decoded]) -> None:
-        """Appends rows; the caller holds the lock. Raises `DataError`, such as for a full disk."""
+        """Appends rows. The caller holds the lock.
+
+        Raises `DataError` if they cannot be written, for example on a full disk.
+        """
         with _explained(self.folder):
             self._append(decoded)
             self.refresh()
@@ -143,13 +161,13 @@ class TensorStore:
         ]
         with (self.folder / "index.jsonl").open("r+b") as file:
             file.seek(self._read)
-            file.truncate()  # the half line of a killed run
+            file.truncate()  # removes the half line of a killed run
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
             file.flush()
             os.fdatasync(file.fileno())
 
     def map(self) -> NDArray[np.float32]:
-        """(M, C, S, S) float32, read-only: all rows known now."""
+        """(M, C, S, S) float32: a read-only memory map of all rows that are known now."""
         shape = (len(self.geometries), *self.shape)
         return np.memmap(self.folder / "rows.bin", np.float32, mode="r", shape=shape)
 
@@ -161,7 +179,7 @@ def _geometry_entry(geometry: Geometry) -> dict[str, Any]:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """An index line, None where it was not written whole."""
+    """The content of an index line; None if the line is incomplete or damaged."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -174,10 +192,11 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
+    """Turns an `OSError` into a `DataError` that names the cache and a remedy."""
     try:
         yield
     except OSError as error:
         raise DataError(
             f"the image cache {folder} cannot be used ({error}); set NEMT_CACHE or --cache to "
-            "a folder with room for it"
+            "a writable folder with enough space"
         ) from error

@@ -1,4 +1,4 @@
-"""Recognising data folders, splitting by patient, and what is refused."""
+"""Data folders: recognised by their tables, split by patient, refused if they contradict."""
 
 import csv
 import json
@@ -82,14 +82,14 @@ def ham(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def csv_set(tmp_path: Path) -> Path:
     return write_csv_set(tmp_path / "own")
 
 
 # --- layouts ---
 
 
-def test_all_auxiliary_labels_are_those_that_some_image_has(rsna: Path, nih: Path) -> None:
+def test_all_auxiliary_labels_are_the_findings_of_any_image(rsna: Path, nih: Path) -> None:
     assert find(rsna, nih, auxiliary=("all",)).outputs == ("pneumonia", "abnormal", "edema")
     assert find(nih, target="edema", auxiliary=("all",)).outputs == (
         "edema", "abnormal", "pneumonia",
@@ -99,23 +99,27 @@ def test_all_auxiliary_labels_are_those_that_some_image_has(rsna: Path, nih: Pat
         find(nih, auxiliary=("gout",))
 
 
-def test_layouts_are_recognised_from_their_files(rsna: Path, nih: Path, own: Path) -> None:
-    found = find(rsna, nih, own)
-    assert {case.source for case in found.cases} == {"RSNA", "NIH", "CSV"}
-    assert (found.target, found.outputs, found.exclusive) == ("pneumonia", ("pneumonia",), False)
-    assert len(found.cases) == 112
-    assert sum(case.label for case in found.cases) == 56
-    assert {case.split for case in found.cases} == {"train", "validation", "test"}
-    assert sum(row["images"] for row in describe(found.cases).values()) == 112
+def test_layouts_are_recognised_from_their_files(rsna: Path, nih: Path, csv_set: Path) -> None:
+    dataset = find(rsna, nih, csv_set)
+    assert {case.source for case in dataset.cases} == {"RSNA", "NIH", "CSV"}
+    assert (dataset.target, dataset.outputs, dataset.exclusive) == (
+        "pneumonia",
+        ("pneumonia",),
+        False,
+    )
+    assert len(dataset.cases) == 112
+    assert sum(case.label for case in dataset.cases) == 56
+    assert {case.split for case in dataset.cases} == {"train", "validation", "test"}
+    assert sum(row["images"] for row in describe(dataset.cases).values()) == 112
 
 
 def test_rsna(rsna: Path) -> None:
-    found = find(rsna)
-    assert found.notes == ()
-    case = found.cases[3]
+    dataset = find(rsna)
+    assert dataset.notes == ()
+    case = dataset.cases[3]
     assert case.path == rsna / "stage_2_train_images" / "image-3.dcm"
     assert (case.kind, case.patient, case.label, case.class_index) == ("dicom", "3", 1, None)
-    assert patients(found, "test") == {str(i) for i in range(16, 32)}
+    assert patients(dataset, "test") == {str(i) for i in range(16, 32)}
 
 
 def test_nih(nih: Path) -> None:
@@ -132,7 +136,7 @@ def test_nih(nih: Path) -> None:
 
 
 def test_nih_images_in_numbered_folders(nih: Path) -> None:
-    """As NIH publishes them: images_001/images/... to images_012."""
+    """NIH publishes the folders images_001/images to images_012/images."""
     for number in (1, 2):
         (nih / f"images_00{number}" / "images").mkdir(parents=True)
     for i, path in enumerate(sorted((nih / "images").iterdir())):
@@ -143,7 +147,7 @@ def test_nih_images_in_numbered_folders(nih: Path) -> None:
     }  # fmt: skip
 
 
-def test_nih_own_lists_give_the_split(nih: Path) -> None:
+def test_lists_of_nih_give_the_split(nih: Path) -> None:
     edit(nih / NIH_LABELS, without("split"))
     names = [f"{i:08d}_000.png" for i in range(32)]
     (nih / "train_val_list.txt").write_text("\n".join(names[8:]), encoding="utf-8")
@@ -153,19 +157,19 @@ def test_nih_own_lists_give_the_split(nih: Path) -> None:
 
 @pytest.mark.parametrize("target", ["mel", "Melanoma"])
 def test_ham(ham: Path, target: str) -> None:
-    found = find(ham, target=target)
-    assert (found.target, found.exclusive) == ("melanoma", True)
-    assert found.outputs == (
+    dataset = find(ham, target=target)
+    assert (dataset.target, dataset.exclusive) == ("melanoma", True)
+    assert dataset.outputs == (
         "actinic keratosis", "basal cell carcinoma", "benign keratosis", "dermatofibroma",
         "melanoma", "nevus", "vascular lesion",
     )  # fmt: skip
-    assert [case.class_index for case in found.cases[:8]] == [0, 1, 2, 3, 4, 5, 6, 0]
-    assert [case.label for case in found.cases[:8]] == [0, 0, 0, 0, 1, 0, 0, 0]
-    case = found.cases[1]
+    assert [case.class_index for case in dataset.cases[:8]] == [0, 1, 2, 3, 4, 5, 6, 0]
+    assert [case.label for case in dataset.cases[:8]] == [0, 0, 0, 0, 1, 0, 0, 0]
+    case = dataset.cases[1]
     assert (case.kind, case.patient) == ("photograph", "HAM_0000001")
     assert (case.sex, case.age) == ("M", 21)
-    assert found.cases[0].age is None
-    assert found.cases[2].sex == ""
+    assert dataset.cases[0].age is None
+    assert dataset.cases[2].sex == ""
 
 
 @pytest.mark.parametrize("code", HAM_CODES)
@@ -174,30 +178,30 @@ def test_every_class_of_ham_can_be_the_target(ham: Path, code: str) -> None:
     assert [i % 7 for i, case in enumerate(cases) if case.label] == [HAM_CODES.index(code)] * 10
 
 
-def test_csv_from_its_folder_or_by_itself(own: Path) -> None:
-    found = find(own, target="Pleural_Effusion")
-    assert found.target == "pleural effusion"
-    assert {case.kind for case in found.cases} == {"dicom", "picture"}
-    assert found.cases[5].path == own / "files" / "5.png"
-    assert found.cases[5].patient == "P2"
-    (own / "labels.csv").rename(own / "mine.csv")
-    assert find(own / "mine.csv", target="pleural effusion").cases == found.cases
+def test_csv_by_its_folder_or_by_its_name(csv_set: Path) -> None:
+    dataset = find(csv_set, target="Pleural_Effusion")
+    assert dataset.target == "pleural effusion"
+    assert {case.kind for case in dataset.cases} == {"dicom", "picture"}
+    assert dataset.cases[5].path == csv_set / "files" / "5.png"
+    assert dataset.cases[5].patient == "P2"
+    (csv_set / "labels.csv").rename(csv_set / "mine.csv")
+    assert find(csv_set / "mine.csv", target="pleural effusion").cases == dataset.cases
 
 
-def test_csv_as_a_spreadsheet_writes_it(own: Path) -> None:
-    text = (own / "labels.csv").read_text("utf-8")
-    (own / "labels.csv").write_text("\ufeff" + text.replace(",P", ", P"), encoding="utf-8")
-    assert find(own).cases[0].patient == "P0"
+def test_csv_as_a_spreadsheet_writes_it(csv_set: Path) -> None:
+    text = (csv_set / "labels.csv").read_text("utf-8")
+    (csv_set / "labels.csv").write_text("\ufeff" + text.replace(",P", ", P"), encoding="utf-8")
+    assert find(csv_set).cases[0].patient == "P0"
 
 
 def test_csv_of_photographs(tmp_path: Path) -> None:
-    found = find(write_csv_set(tmp_path / "own", kind="photograph"), target="melanoma")
-    assert {case.kind for case in found.cases} == {"photograph"}
-    assert (found.outputs, found.exclusive) == (("melanoma",), False)
-    assert read_radiograph(found.cases[0]).pixels.shape == (60, 80, 3)
+    dataset = find(write_csv_set(tmp_path / "own", kind="photograph"), target="melanoma")
+    assert {case.kind for case in dataset.cases} == {"photograph"}
+    assert (dataset.outputs, dataset.exclusive) == (("melanoma",), False)
+    assert read_radiograph(dataset.cases[0]).pixels.shape == (60, 80, 3)
 
 
-def test_a_known_table_can_be_given_itself(nih: Path) -> None:
+def test_a_folder_can_be_named_by_its_table(nih: Path) -> None:
     assert find(nih / NIH_LABELS).cases == find(nih).cases
 
 
@@ -216,15 +220,15 @@ def test_validation_is_a_stable_share_of_training_patients(rsna: Path, nih: Path
     assert (validation & test).mean() == pytest.approx(0.03, abs=0.005)
 
 
-def test_patients_without_a_split_are_placed_by_a_stable_hash(own: Path) -> None:
-    found = find(own)
-    assert patients(found, "test") == {p for p in (f"P{i}" for i in range(24)) if is_test(p)}
-    assert any("20% are test patients" in note for note in found.notes)
-    assert not patients(found, "test") & patients(found, "train")
+def test_patients_without_a_split_are_placed_by_a_stable_hash(csv_set: Path) -> None:
+    dataset = find(csv_set)
+    assert patients(dataset, "test") == {p for p in (f"P{i}" for i in range(24)) if is_test(p)}
+    assert any("20% are test patients" in note for note in dataset.notes)
+    assert not patients(dataset, "test") & patients(dataset, "train")
 
 
 def test_a_patient_without_a_split_follows_another_table(nih: Path, tmp_path: Path) -> None:
-    """RSNA as it is published has no splits; NIH's table places the same patients."""
+    """Published RSNA data have no splits. NIH's table places the same patients."""
     rsna = write_rsna(tmp_path / "rsna", first_patient=100)
     (rsna / "splits.csv").unlink()
     write_mapping(rsna, {f"image-{i}": f"{100 + i:08d}_009.png" for i in range(32)})
@@ -233,13 +237,13 @@ def test_a_patient_without_a_split_follows_another_table(nih: Path, tmp_path: Pa
         assert case.split == splits[case.patient]
 
 
-def test_a_validation_split_of_the_table_is_kept(own: Path) -> None:
+def test_a_validation_split_of_the_table_is_kept(csv_set: Path) -> None:
     def place(rows) -> None:
         for i, row in enumerate(rows):
             row["split"] = ("train", "validation", "test")[i // 2 % 3]
 
-    edit(own / "labels.csv", place)
-    cases = find(own, share=0.9).cases
+    edit(csv_set / "labels.csv", place)
+    cases = find(csv_set, share=0.9).cases
     assert [case.split for case in cases[:8:2]] == ["train", "validation", "test", "train"]
 
 
@@ -289,7 +293,7 @@ def test_rsna_without_any_patients(rsna: Path, nih: Path) -> None:
 
 
 @pytest.mark.parametrize("known_from", ["mapping", "column"])
-def test_where_rsna_has_an_image_nihs_row_is_dropped(
+def test_nih_row_is_dropped_if_rsna_has_the_image(
     tmp_path: Path, nih: Path, known_from: str
 ) -> None:
     rsna = write_rsna(tmp_path / "rsna", first_patient=200)
@@ -305,10 +309,10 @@ def test_where_rsna_has_an_image_nihs_row_is_dropped(
                 row.update(nih_image=name if name in shared else "")
 
         edit(rsna / "splits.csv", add)
-    found = find(nih, rsna)
-    assert len(found.cases) == 61
-    assert not {c.path.name for c in found.cases if c.source == "NIH"} & set(shared)
-    assert found.notes == ("3 NIH images are left out: RSNA has labels of radiologists for them",)
+    dataset = find(nih, rsna)
+    assert len(dataset.cases) == 61
+    assert not {c.path.name for c in dataset.cases if c.source == "NIH"} & set(shared)
+    assert dataset.notes == ("3 NIH images are left out: RSNA has labels of radiologists for them",)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +330,7 @@ def test_mapping_that_cannot_be_used(rsna: Path, content: str, message: str) -> 
         find(rsna)
 
 
-# --- truth ---
+# --- ground truth ---
 
 
 def test_boxes_are_read_in_the_model_frame_and_only_for_positives(rsna: Path) -> None:
@@ -362,13 +366,13 @@ def test_the_table_of_boxes_is_read_once_and_again_when_it_changes(
         read_truth(cases[1], frame)
 
 
-def test_lesion_masks_are_read_whatever_the_class(ham: Path) -> None:
+def test_lesion_masks_are_read_for_every_class(ham: Path) -> None:
     for i, case in enumerate(find(ham, target="mel").cases[:7]):
         region = read_truth(case, geometry(case))
         assert region is not None
         assert region.shape == (48, 48)
         assert region.sum() * (80 / 48) ** 2 == pytest.approx(lesion(i, HAM_CODES[i])[1].sum(), 0.1)
-        # a lesion is not the colour of skin
+        # The lesion and the skin differ in colour.
         tensor, _ = PREPROCESSING(read_radiograph(case))
         outside = ~region & geometry(case).inside()
         gap = np.abs(tensor[:, region].mean(axis=1) - tensor[:, outside].mean(axis=1)).max()
@@ -386,7 +390,7 @@ def test_a_lesion_that_touches_the_border_ends_there(ham: Path) -> None:
     assert np.array_equal(region, frame.inside())
 
 
-def test_lesion_masks_that_lack_or_do_not_fit(ham: Path) -> None:
+def test_lesion_masks_that_are_missing_or_do_not_fit(ham: Path) -> None:
     first, second, third = find(ham, target="mel").cases[:3]
     (ham / "masks" / f"{first.path.stem}_segmentation.png").unlink()
     assert read_truth(first, geometry(first)) is None
@@ -403,7 +407,7 @@ def test_no_truth_without_boxes_and_masks(nih: Path) -> None:
     assert read_truth(case, geometry(case)) is None
 
 
-def test_the_trainer_proper_cannot_reach_the_truth() -> None:
+def test_training_code_cannot_reach_ground_truth() -> None:
     paths = (ROOT / "trainer").rglob("*.py")
     texts = {path.name: path.read_text("utf-8") for path in paths}
     assert {n for n, text in texts.items() if "read_truth" in text} == {"ground_truth.py"}
@@ -425,24 +429,24 @@ def test_unknown_folder(tmp_path: Path) -> None:
         find()
 
 
-def test_same_data_twice(nih: Path, own: Path) -> None:
+def test_same_data_twice(nih: Path, csv_set: Path) -> None:
     with pytest.raises(DataError, match="given twice"):
         find(nih, nih / ".." / nih.name)
     with pytest.raises(DataError, match="given twice"):
-        find(own, own / "labels.csv")
-    (own / "copy.csv").write_bytes((own / "labels.csv").read_bytes())
+        find(csv_set, csv_set / "labels.csv")
+    (csv_set / "copy.csv").write_bytes((csv_set / "labels.csv").read_bytes())
     with pytest.raises(DataError, match=r"48 images are named twice: .*\.\.\."):
-        find(own, own / "copy.csv")
+        find(csv_set, csv_set / "copy.csv")
 
 
-def test_an_image_named_twice_by_a_link(own: Path) -> None:
-    table = own / "labels.csv"
+def test_an_image_named_twice_by_a_link(csv_set: Path) -> None:
+    table = csv_set / "labels.csv"
     first = next(csv.DictReader(table.read_text("utf-8").splitlines()))
-    (own / "link.png").symlink_to(own / first["path"])
+    (csv_set / "link.png").symlink_to(csv_set / first["path"])
     row = ",".join({**first, "path": "link.png"}.values())
     table.write_text(table.read_text("utf-8").rstrip() + f"\n{row}\n", encoding="utf-8")
     with pytest.raises(DataError, match="1 images are named twice"):
-        find(own)
+        find(csv_set)
 
 
 def test_a_file_named_by_a_uid_is_dicom(tmp_path: Path) -> None:
@@ -460,9 +464,9 @@ def test_missing_images(nih: Path) -> None:
     )
     with pytest.raises(DataError, match=expected):
         find(nih)
-    found = find(nih, skip_bad=True)
-    assert len(found.cases) == 27
-    assert found.notes[0] == "5 missing images are left out"
+    dataset = find(nih, skip_bad=True)
+    assert len(dataset.cases) == 27
+    assert dataset.notes[0] == "5 missing images are left out"
 
 
 def test_target_that_a_layout_does_not_have(nih: Path, rsna: Path, ham: Path) -> None:
@@ -492,10 +496,10 @@ def test_split_that_lacks_a_label(nih: Path) -> None:
         find(nih)
 
 
-def test_photographs_and_radiographs_do_not_mix(tmp_path: Path, own: Path, ham: Path) -> None:
+def test_photographs_and_radiographs_do_not_mix(tmp_path: Path, csv_set: Path, ham: Path) -> None:
     photographs = write_csv_set(tmp_path / "photographs", kind="photograph")
     with pytest.raises(DataError, match=r"photographs \(.*photo.*\) and radiographs \(.*own.*\)"):
-        find(own, photographs, target="melanoma")
+        find(csv_set, photographs, target="melanoma")
     with pytest.raises(DataError, match="classes exclude each other"):
         find(ham, photographs, target="melanoma")
 
@@ -503,7 +507,7 @@ def test_photographs_and_radiographs_do_not_mix(tmp_path: Path, own: Path, ham: 
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("splits.csv", lambda rows: rows.append(rows[0]), "image-0 stands there twice"),
+        ("splits.csv", lambda rows: rows.append(rows[0]), "image-0 occurs twice"),
         ("splits.csv", lambda rows: rows.pop(), r"splits\.csv lacks 1 images: image-31"),
         ("splits.csv", lambda rows: rows[0].update(split="dev"), "allowed: train, validation, tes"),
         ("splits.csv", lambda rows: rows[0].update(nih_patient_id="x"), "patient is 'x', not a n"),
@@ -521,7 +525,7 @@ def test_contradictions_in_rsna_tables(rsna: Path, file: str, change, message: s
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows.append(rows[0]), "stands there twice"),
+        (lambda rows: rows.append(rows[0]), "occurs twice"),
         (lambda rows: rows[0].update({"Patient ID": ""}), "NIH patient is '', not a number"),
         (lambda rows: rows[0].update({"Finding Labels": "Edema|Flu"}), "unknown finding 'Flu'"),
         (lambda rows: rows[0].update({"Finding Labels": ""}), "unknown finding ''"),
@@ -537,7 +541,7 @@ def test_contradictions_in_nih_tables(nih: Path, change, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows.append(rows[0]), "stands there twice"),
+        (lambda rows: rows.append(rows[0]), "occurs twice"),
         (lambda rows: rows[0].update(dx="scc"), "has dx 'scc'; allowed: akiec, bcc"),
         (lambda rows: rows[0].update(lesion_id=""), "has no lesion_id"),
         (lambda rows: rows[0].update(image_id=""), "a row has no image_id"),
@@ -553,7 +557,7 @@ def test_contradictions_in_ham_tables(ham: Path, change, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows.append(rows[0]), "stands there twice"),
+        (lambda rows: rows.append(rows[0]), "occurs twice"),
         (lambda rows: rows[0].update(label="yes"), "label is 'yes', not 0 or 1"),
         (lambda rows: rows[0].update(patient_id=""), "has no patient_id"),
         (lambda rows: [row.update(kind="film") for row in rows], "allowed: radiograph, photograph"),
@@ -561,10 +565,10 @@ def test_contradictions_in_ham_tables(ham: Path, change, message: str) -> None:
         (without("path"), "lacks the column 'path'"),
     ],
 )
-def test_contradictions_in_csv_tables(own: Path, change, message: str) -> None:
-    edit(own / "labels.csv", change)
+def test_contradictions_in_csv_tables(csv_set: Path, change, message: str) -> None:
+    edit(csv_set / "labels.csv", change)
     with pytest.raises(DataError, match=message):
-        find(own)
+        find(csv_set)
 
 
 @pytest.mark.parametrize(
@@ -579,10 +583,10 @@ def test_contradictions_in_csv_tables(own: Path, change, message: str) -> None:
         (b"path,label,patient_id\n\xff,1,b\n", "cannot be read"),
     ],
 )
-def test_tables_that_are_none(own: Path, content: bytes, message: str) -> None:
-    (own / "labels.csv").write_bytes(content)
+def test_files_that_are_no_label_tables(csv_set: Path, content: bytes, message: str) -> None:
+    (csv_set / "labels.csv").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        find(own)
+        find(csv_set)
 
 
 def test_unreadable_and_refused_images_name_the_reason(rsna: Path) -> None:
@@ -616,8 +620,8 @@ def test_box_without_numbers(rsna: Path) -> None:
 # --- the real sets ---
 
 
-def require_disjoint(found: Dataset) -> None:
-    train, validation, test = (patients(found, s) for s in ("train", "validation", "test"))
+def require_disjoint(dataset: Dataset) -> None:
+    train, validation, test = (patients(dataset, s) for s in ("train", "validation", "test"))
     assert not train & test
     assert not train & validation
     assert not validation & test
@@ -625,33 +629,33 @@ def require_disjoint(found: Dataset) -> None:
 
 @pytest.mark.realdata
 def test_the_real_radiographs(real_data: Path) -> None:
-    found = find(real_data / "nih-mini", real_data / "rsna-mini", share=0.15)
-    assert len(found.cases) == 891
-    assert [note.partition(" ")[2][:52] for note in found.notes] == [
+    dataset = find(real_data / "nih-mini", real_data / "rsna-mini", share=0.15)
+    assert len(dataset.cases) == 891
+    assert [note.partition(" ")[2][:52] for note in dataset.notes] == [
         "patients are in NIH's data and in RSNA's, and which "
     ]
-    assert sum(case.split == "test" for case in found.cases) == 117
-    require_disjoint(found)
-    boxed = [case for case in found.cases if case.source == "RSNA" and case.label]
+    assert sum(case.split == "test" for case in dataset.cases) == 117
+    require_disjoint(dataset)
+    boxed = [case for case in dataset.cases if case.source == "RSNA" and case.label]
     assert len(boxed) == 89
     for case in boxed[::10]:
         region = read_truth(case, geometry(case))
         assert region is not None
         assert 0.005 < region.mean() < 0.6
-    nih = [case for case in found.cases if case.source == "NIH"]
+    nih = [case for case in dataset.cases if case.source == "NIH"]
     assert all(case.view in {"AP", "PA"} and case.sex and case.age is not None for case in nih)
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("target", ["melanoma", "nevus", "vascular lesion"])
 def test_the_real_photographs(real_data: Path, target: str) -> None:
-    found = find(real_data / "ham10000-mini", target=target, share=0.15)
-    assert len(found.cases) == 1080
-    assert sum(case.split == "test" for case in found.cases) == 216
-    assert {case.class_index for case in found.cases} == set(range(7))
-    require_disjoint(found)
+    dataset = find(real_data / "ham10000-mini", target=target, share=0.15)
+    assert len(dataset.cases) == 1080
+    assert sum(case.split == "test" for case in dataset.cases) == 216
+    assert {case.class_index for case in dataset.cases} == set(range(7))
+    require_disjoint(dataset)
     darker = []
-    for case in found.cases[::20]:
+    for case in dataset.cases[::20]:
         tensor, frame = PREPROCESSING(read_radiograph(case))
         region = read_truth(case, frame)
         assert region is not None

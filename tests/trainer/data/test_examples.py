@@ -1,4 +1,4 @@
-"""The image cache: the tensors it gives, what it keys them by, kills and two runs at once."""
+"""The image cache: its tensors, its keys, killed runs and two runs at once."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def load(cases: Sequence[Case], cache: Path, preprocessing=PREPROCESSING, **opti
 
 
 def require_exact(examples: Examples, preprocessing: Preprocessing = PREPROCESSING) -> None:
-    """Every example is, to the bit, what the two serving calls give for its file."""
+    """Every example equals, bit for bit, the tensor of the service for the same file."""
     for i, case in enumerate(examples.cases):
         tensor, geometry = preprocessing(read_radiograph(case))
         assert examples.take([i])[0].tobytes() == tensor.tobytes(), case.path.name
@@ -60,7 +60,7 @@ def forbid_decoding(patch: pytest.MonkeyPatch) -> None:
 
 
 def decoded_names(patch: pytest.MonkeyPatch) -> list[str]:
-    """The files decoded from now on."""
+    """A list that gets the name of each file that is decoded from now on."""
     names: list[str] = []
 
     def watched(case: Case):
@@ -76,7 +76,7 @@ def store_folder(cache: Path) -> Path:
     return folder
 
 
-# --- what it gives ---
+# --- tensors ---
 
 
 def test_examples_come_in_order_with_their_labels(cases: tuple[Case, ...], cache: Path) -> None:
@@ -108,8 +108,8 @@ def test_take_copies_and_the_store_is_read_only(cases: tuple[Case, ...], cache: 
 
 
 def test_photographs_have_three_channels_and_their_classes(tmp_path: Path, cache: Path) -> None:
-    found = find_cases([write_ham(tmp_path / "ham")], target="mel", validation_share=0.3)
-    examples = load(found.cases, cache)
+    dataset = find_cases([write_ham(tmp_path / "ham")], target="mel", validation_share=0.3)
+    examples = load(dataset.cases, cache)
     require_exact(examples)
     assert examples.images.shape == (70, 3, 48, 48)
     assert examples.classes.tolist() == [i % 7 for i in range(70)]
@@ -117,7 +117,7 @@ def test_photographs_have_three_channels_and_their_classes(tmp_path: Path, cache
     assert not examples.images[~np.broadcast_to(examples.inside, examples.images.shape)].any()
 
 
-def test_photographs_and_radiographs_do_not_stand_in_one_array(
+def test_photographs_and_radiographs_are_never_in_one_array(
     tmp_path: Path, cases: tuple[Case, ...], cache: Path
 ) -> None:
     photograph = replace(cases[0], kind="photograph")
@@ -150,7 +150,7 @@ def test_cache_that_cannot_be_written(cases: tuple[Case, ...], tmp_path: Path) -
 
 
 def test_full_disk_while_filling(cases: tuple[Case, ...], cache: Path) -> None:
-    """A row that did not fit leaves a usable cache."""
+    """After a row that did not fit, the cache is still usable."""
     program = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({10 * ROW},) * 2)\n"
     program += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     done = run_filling(cases, cache, before=program)
@@ -208,7 +208,7 @@ def test_a_changed_file_is_decoded_anew(
 
 
 def test_one_file_read_as_two_kinds(tmp_path: Path, cache: Path) -> None:
-    """A photograph is never given as the grey picture of the same file, nor the reverse."""
+    """The cache tells a photograph from a grey picture of the same file."""
     folder = write_csv_set(tmp_path / "own", kind="photograph")
     case = find_cases([folder], target="melanoma", validation_share=0.4).cases[0]
     require_exact(load([case], cache))
@@ -216,9 +216,7 @@ def test_one_file_read_as_two_kinds(tmp_path: Path, cache: Path) -> None:
     require_exact(load([case], cache))
 
 
-def test_the_cache_does_not_hide_that_a_file_is_of_the_wrong_kind(
-    cases: tuple[Case, ...], cache: Path
-) -> None:
+def test_a_cached_file_of_the_wrong_kind_is_an_error(cases: tuple[Case, ...], cache: Path) -> None:
     load(cases, cache)
     with pytest.raises(DataError, match="cannot be read as a radiograph"):
         load([replace(cases[40], kind="dicom")], cache)
@@ -235,17 +233,17 @@ def test_another_preprocessing_decodes_anew(
     assert len(names) == 64
 
 
-@pytest.mark.parametrize("what", ["front end", "library"])
+@pytest.mark.parametrize("change", ["front end", "library"])
 def test_other_code_decodes_anew(
     cases: tuple[Case, ...],
     cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    what: str,
+    change: str,
 ) -> None:
     load(cases, cache)
     names = decoded_names(monkeypatch)
-    if what == "library":
+    if change == "library":
         monkeypatch.setattr(tensor_store, "version", lambda name: f"{name} of tomorrow")
     else:
         changed = shutil.copytree(tensor_store.SERVICE, tmp_path / "nemt_dicom")
@@ -258,7 +256,7 @@ def test_other_code_decodes_anew(
 
 
 def test_the_key_covers_every_module_of_the_front_end() -> None:
-    """Whoever moves code out of these modules into another must add that one."""
+    """If code moves from these modules into a new one, the new one must be added."""
     script = (
         "import sys, nemt_dicom.model.preprocess;"
         "print(*sorted(n for n, m in sys.modules.items() if n.startswith('nemt_dicom.')"
@@ -268,7 +266,9 @@ def test_the_key_covers_every_module_of_the_front_end() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
     files = {f"{name.partition('.')[2].replace('.', '/')}.py" for name in run.stdout.split()}
-    assert files - {"config.py", "errors.py", "log.py"} == set(tensor_store.FRONT_END)
+    assert files - {"config.py", "settings.py", "errors.py", "log.py"} == set(
+        tensor_store.FRONT_END
+    )
 
 
 # --- images that cannot be used ---
@@ -361,7 +361,7 @@ def test_killed_while_filling(
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     lines = (store_folder(cache) / "index.jsonl").read_bytes().count(b"\n")
-    assert lines >= images // 4 * 4 - 4  # what was committed
+    assert lines >= images // 4 * 4 - 4  # the committed rows
     names = decoded_names(monkeypatch)
     require_exact(load(cases, cache))
     assert len(names) == 64 - lines
@@ -372,7 +372,7 @@ def test_killed_while_filling(
 def test_two_runs_fill_at_once(
     cases: tuple[Case, ...], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither spoils the other's rows, and no image is kept twice."""
+    """No run damages rows of the other run, and no image is stored twice."""
     runs = [run_filling(cases, cache), run_filling(cases[::-1], cache)]
     for run in runs:
         out, error = run.communicate(timeout=120)
@@ -386,7 +386,7 @@ def test_two_runs_fill_at_once(
 def test_a_run_waits_for_the_rows_that_another_is_adding(
     cases: tuple[Case, ...], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the same files in the same order each is decoded by one of the two."""
+    """Each file is decoded by only one of two runs with the same files in the same order."""
     store = tensor_store.TensorStore.open(cache, PREPROCESSING, 1)
     with store.locked():
         run = run_filling(cases[:4], cache)
