@@ -24,9 +24,7 @@ from tests.trainer.synthetic_sets import write_csv_set, write_nih, write_rsna
 from trainer import prepare
 from trainer.cli import main, read_arguments
 from trainer.manifest import start_of, trained_by
-from trainer.metrics import features_in_step
 from trainer.options import build_parser
-from trainer.report.model_card import model_card
 from trainer.training.precision import has_bfloat16
 from trainer.training.recipe import NEM_U, Places, TrainingConfig
 
@@ -103,22 +101,6 @@ def test_the_card_says_what_it_must_and_names_no_folder(trained: Path) -> None:
         assert text in card
     for text in (card, (trained / "manifest.json").read_text("utf-8")):
         assert str(trained.parent) not in text
-
-
-def test_the_card_says_how_faithfulness_was_measured_at_this_size(trained: Path) -> None:
-    card = (trained / "MODEL_CARD.md").read_text("utf-8")
-    assert f"faithfulness: {features_in_step(64)} values of 64 x 64 a step" in card
-
-
-@pytest.mark.parametrize(
-    ("minutes", "words"),
-    [(0.2, "less than a minute"), (1.2, "1 minute"), (20.7, "21 minutes")],
-)
-def test_the_card_says_how_long_it_took(trained: Path, minutes: float, words: str) -> None:
-    bundle = Bundle.load(trained)
-    content = bundle.manifest.model_dump(mode="json")
-    content["training"]["minutes"] = minutes
-    assert f", in {words}." in model_card(content, bundle.architecture.to_manifest())
 
 
 def test_the_run_folder(trained: Path) -> None:
@@ -214,14 +196,6 @@ def test_a_bundle_names_all_whose_work_it_holds(trained: Path, tmp_path: Path) -
     assert "Its explanation module was trained by" in card
     assert "Its target model was trained by" in card
     assert "The test split trained nothing" in card
-    for name, value in (("data", "other"), ("target_model_file", "0" * 64)):
-        content = third.manifest.model_dump(mode="json")
-        content["training"]["target_model_bundle"]["target_model_bundle"][name] = value
-        told = model_card(content, third.architecture.to_manifest())
-        told_once = " ".join(told.split())  # whatever the bundles between were told
-        assert "whether the given network had seen it is not known here" in told_once
-        assert "trained no explanation module" not in told  # it was kept
-        assert ("Its target model was trained by" in told) == (name == "data")
 
     def origin(*, keep: bool) -> Any:
         place = tmp_path / "none"

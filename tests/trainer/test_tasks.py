@@ -18,7 +18,8 @@ from nemt_dicom.model.bundle import Bundle
 from tests.trainer.synthetic_sets import write_ham, write_rsna
 from trainer import ablation, dry_run, run
 from trainer.cli import main, read_arguments
-from trainer.evaluation import methods as baselines
+from trainer.evaluation.settings import EvaluationSettings
+from trainer.progress import Silent
 from trainer.training.draws import Draws
 from trainer.training.recipe import PRESETS
 from trainer.training.thresholds import for_sensitivity
@@ -29,6 +30,7 @@ QUICK = [
     "--threads", "1", "--teachers", "0",
 ]  # fmt: skip
 SMALL = ["--backbone", BACKBONE, *QUICK]
+FEW = EvaluationSettings(relax_masks_cpu=20, gradient_steps=3, resamples=100, timing_rounds=1)
 
 
 @pytest.fixture(scope="module")
@@ -86,27 +88,27 @@ def test_the_predicted_class_is_explained_by_every_method(sets: Path, melanoma: 
         Bundle.load_served(out)
 
 
-def test_a_representation_against_relax(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(baselines.RELAX_MASKS, "cpu", 20)
+def test_a_representation_against_relax(sets: Path) -> None:
     out = sets / "representation"
     given = ["--target-model", str(weights(sets / "features.safetensors", BACKBONE, 8))]
     data = ["--target", "pneumonia", "--data", str(sets / "rsna"), *given]
-    assert main([*data, *SMALL, "--objective", "nem-u", "--out", str(out)]) == 0
-    assert Bundle.load(out).architecture.explains == "representation"
+    config, places, _ = read_arguments([*data, *SMALL, "--objective", "nem-u", "--out", str(out)])
+    bundle = run.run(config, places, Silent(), evaluation=FEW)
+    assert bundle is not None
+    assert bundle.architecture.explains == "representation"
     table = metrics_of(out)["methods"]
     assert {"nemt", "relax", "u_relax", "random"} <= set(table)
     assert "faithfulness" not in table["nemt"]
 
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_convnext"])
-def test_backbones_of_other_families(
-    sets: Path, backbone: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(baselines, "STEPS", 3)
+def test_backbones_of_other_families(sets: Path, backbone: str) -> None:
     out = sets / backbone
     data = ["--target", "pneumonia", "--data", str(sets / "rsna"), "--random-init"]
     size = ["--size", "160"] if backbone == "test_vit" else []
-    assert main([*data, *QUICK, *size, "--backbone", backbone, "--out", str(out)]) == 0
+    words = [*data, *QUICK, *size, "--backbone", backbone, "--out", str(out)]
+    config, places, _ = read_arguments(words)
+    run.run(config, places, Silent(), evaluation=FEW)
     assert "gradcam++" in metrics_of(out)["methods"]
 
 
