@@ -16,7 +16,7 @@ from nemt_dicom.model.manifest import (
 )
 from nemt_dicom.model.network import ExplainedNetwork
 from tests.conftest import random_network
-from trainer.data.cases import find_cases
+from trainer.data.cases import find_cases_to_evaluate
 from trainer.seen_patients import record_of_seen
 from trainer.training.places import Places
 from trainer.training.recipe_file import preset
@@ -107,7 +107,14 @@ def write_bundle(
     """A bundle in `folder`. data: whose training patients it says that it has seen."""
     seen = None
     if data is not None:
-        cases = find_cases([data], target="pneumonia", validation_share=0.15).cases
+        cases = find_cases_to_evaluate(
+            [data],
+            target="pneumonia",
+            split="train",
+            photographs=False,
+            validation_share=0.15,
+            trained_on=("RSNA",),
+        ).cases
         places = Places(folders=(), out=folder, cache=folder)
         seen = record_of_seen(cases, places)
     content = description(data=training_data(seen=seen))
