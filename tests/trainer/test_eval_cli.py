@@ -14,10 +14,10 @@ import torch
 
 from nemt_dicom import cli as service
 from nemt_dicom.config import Settings
-from nemt_dicom.model.bundle import Bundle, write_manifest
+from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.evaluation import Evaluation
 from nemt_dicom.pipeline import PipelineEngine
-from tests.conftest import random_network
+from tests.conftest import random_network, write_manifest
 from tests.trainer.bundle_kit import write_bundle
 from tests.trainer.synthetic_sets import write_csv_set, write_ham, write_nih, write_rsna
 from trainer.eval_cli import main
@@ -104,7 +104,7 @@ def test_of_data_like_the_bundles_own_only_those_held_out(
     former = sets / "former"  # had none, and was made before bundles kept whom they have seen
     shutil.copytree(bundle, former)
     content = Bundle.load(former).manifest.model_dump(mode="json")
-    del content["data"]["seen"]
+    content["data"]["seen"] = None
     write_manifest(former, content)
     assert call(former, sets / "unplaced", out, "--quick", "--methods", "random", "--resume") == 0
     scope = summary(out).scope
