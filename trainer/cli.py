@@ -13,15 +13,12 @@ from rich.markdown import Markdown
 from nemt_dicom.errors import NemtError, TrainingError
 from nemt_dicom.model.bundle import Bundle
 
-from .ablation import run_ablation
 from .data.examples import default_cache
 from .data.layouts import canonical, file_name
-from .dry_run import dry_run
 from .options import build_parser
 from .progress import Bars, Progress, Silent
 from .provenance import training_of
-from .report.tables import differences_table, figures_table, paper_table
-from .run import CHECKPOINT, run
+from .training.checkpoint import CHECKPOINT
 from .training.places import Places
 from .training.precision import has_bfloat16, keep_memory, require_device
 from .training.recipe import Recipe
@@ -202,7 +199,15 @@ def _to_start_from(recipe: Recipe) -> str:
 
 
 def _perform(task: str, recipe: Recipe, places: Places, progress: Progress) -> str:
-    """The text that a task leaves to be shown."""
+    """The text that a task leaves to be shown.
+
+    The tasks are imported here, because they need the extra `train` and seconds to load: `--help`
+    needs neither.
+    """
+    from .ablation import run_ablation  # noqa: PLC0415
+    from .dry_run import dry_run  # noqa: PLC0415
+    from .run import run  # noqa: PLC0415
+
     if task == "dry_run":
         return dry_run(recipe, places, progress)
     if task == "ablation":
@@ -228,6 +233,8 @@ class _Nobody(Silent):
 
 
 def _summary(bundle: Bundle) -> str:
+    from .report.tables import differences_table, figures_table, paper_table  # noqa: PLC0415
+
     evaluation = bundle.evaluation
     assert evaluation is not None, "a run measures its bundle"
     parts: list[str] = [figures_table(evaluation), paper_table(evaluation)]

@@ -39,7 +39,7 @@ from .record import draw_panel, recorder
 from .report.charts import draw_bars
 from .report.model_card import model_card
 from .report.publish import publish
-from .training.checkpoint import CheckpointFile, Epoch, writing
+from .training.checkpoint import CHECKPOINT, CheckpointFile, Epoch, writing
 from .training.classifier import ClassifierStage
 from .training.distributed import Team
 from .training.explanation_stage import ExplanationStage
@@ -53,7 +53,6 @@ from .training.thresholds import FIXED, choose_thresholds
 LARGEST_CHANGE = 0.005
 """How far float16 weights may move the answer for a validation image."""
 
-CHECKPOINT = "checkpoint.pt"
 """File of the folder `run` that a stopped run goes on from."""
 
 BEGUN = {"config.json", "recipe.toml", "train.log"}

@@ -18,6 +18,9 @@ from ..files import replacing
 
 Weights = dict[str, Tensor]
 
+CHECKPOINT = "checkpoint.pt"
+"""Its name in the folder of a run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
