@@ -93,12 +93,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _with_values(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Each option with what follows it: "--name=value" or "--name value"; "" if nothing does."""
-    found = []
+    pairs = []
     for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
         if flag.startswith("--"):
-            found.append((flag, value if equals else "" if after.startswith("--") else after))
-    return found
+            pairs.append((flag, value if equals else "" if after.startswith("--") else after))
+    return pairs
 
 
 def new_spelling(flag: str, value: str = "") -> str:

@@ -185,7 +185,7 @@ def test_the_log_of_a_run_has_its_stages_and_a_line_an_epoch(bundle: Path) -> No
     told = [re.sub(time, "", line) for line in lines]
     for beginning in (
         "reading, train: ",
-        "classifier: ",
+        "classifier: kept as after epoch ",
         "classifier, epoch 1: train_loss ",
         "classifier, epoch 2: train_loss ",
         "explanation module, epoch 1: train_loss ",

@@ -101,11 +101,11 @@ def names() -> tuple[str, ...]:
 
 def sections() -> dict[str, type[BaseModel]]:
     """The sections of a recipe by name."""
-    found = {}
+    models = {}
     for name, field in Recipe.model_fields.items():
         assert isinstance(field.annotation, type)
-        found[name] = field.annotation
-    return found
+        models[name] = field.annotation
+    return models
 
 
 def overlaid(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:

@@ -55,6 +55,12 @@ class Level:
         """95th percentile of the fall without a segment moved elsewhere."""
         return float(np.percentile(self.moved, 95))
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Margin, and mean fall and area of the segments: what the bundle keeps of it."""
+        means = {"mean_fall": float(self.fall.mean()), "mean_area": float(self.area.mean())}
+        return {"margin": self.margin, **means}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
@@ -191,12 +197,7 @@ def choose_thresholds(
             "drawn_share_positives": answers.drawn(final, decision, positive),
             "drawn_share_negatives": answers.drawn(final, decision, ~positive),
             "by_mask_threshold": {
-                str(candidate): {
-                    "drawn_share_positives": shares[candidate],
-                    "margin": level.margin,
-                    "mean_fall": float(level.fall.mean()),
-                    "mean_area": float(level.area.mean()),
-                }
+                str(candidate): {"drawn_share_positives": shares[candidate], **level.figures}
                 for candidate, level in levels.items()
             },
         },
