@@ -93,7 +93,7 @@ class DemoResult:
 
 
 class Pacs:
-    """A storage SCP that keeps what it receives in memory."""
+    """A storage SCP. It keeps the received objects in memory."""
 
     def __init__(self) -> None:
         self._arrived = threading.Condition()

@@ -89,8 +89,11 @@ class ListenerSettings(Section):
     max_object_mb: Annotated[int, Field(ge=1, le=2048)] = 512
     """Largest object that the service accepts, in megabytes."""
     acse_timeout_s: Seconds = 30
+    """Longest wait for a message that opens or closes an association."""
     dimse_timeout_s: Seconds = 30
+    """Longest wait for an expected DIMSE message."""
     network_timeout_s: Seconds = 60
+    """An association without any message is aborted after this time."""
     pdu_timeout_s: Seconds = 15
     """Longest time from the first byte of a PDU to its last byte."""
     min_free_mb: Annotated[int, Field(ge=0)] = 1024
@@ -148,7 +151,7 @@ class OutputSettings(Section):
     seg_fractional: bool = False
     """Whether the mask is also written as a FRACTIONAL Segmentation, in a separate series."""
     sc_longest_side: Annotated[int, Field(ge=512, le=4096)] = 1024
-    """Longest side of the Secondary Capture, in pixels."""
+    """Longest side of the radiograph in the Secondary Capture, in pixels."""
     sc_jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 92
 
 

@@ -65,7 +65,7 @@ def admit(dataset: Dataset, settings: InputSettings) -> None:
     """Raises `Refused` with the first reason not to explain this dataset.
 
     Order of the checks: SOP class and modality, pixel description, body part, view, patient. No
-    pixel is decoded. An attribute whose value has the wrong type may raise what pydicom raises.
+    pixel is decoded. A value of the wrong type may raise an error of pydicom.
     """
     _kind(dataset, settings)
     _pixel_description(dataset, settings)

@@ -259,7 +259,7 @@ def test_all_images_of_a_patient_share_a_split(nih: Path) -> None:
 def test_a_patient_in_two_splits_is_an_error_across_folders(tmp_path: Path) -> None:
     rsna = write_rsna(tmp_path / "rsna", first_patient=0)
     nih = write_nih(tmp_path / "nih", first_patient=31)  # RSNA's last, a test patient
-    with pytest.raises(DataError, match=r"1 patients .* patient 31 in train and test for one"):
+    with pytest.raises(DataError, match=r"1 patients .* patient 31 in train and test: the model"):
         find(rsna, nih)
 
 
