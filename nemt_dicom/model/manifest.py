@@ -64,7 +64,6 @@ class Parent(Frozen):
 
     data: fingerprint of the data it was trained on. module_kept: whether its explanation module was
     taken, too. target_model_file, initial_weights_file: SHA-256 of files its training began with.
-    parent: the bundle that its own target model was taken from.
     """
 
     name: str
@@ -77,7 +76,6 @@ class Parent(Frozen):
     target_model_file: str | None
     initial_weights_file: str | None
     epochs: tuple[Epoch, ...]
-    parent: "Parent | None" = None
 
 
 class Training(Frozen):

@@ -9,6 +9,7 @@ from nemt_dicom.model.network import Architecture
 from ..evaluation.model_dependence import SURVIVES
 from ..evaluation.scores import INTERVAL
 from ..metrics import features_in_step
+from ..training.classifier import CLASSIFIER
 from . import tables
 from .render import render
 
@@ -38,7 +39,7 @@ def model_card(
         recipe=recipe,
         thresholds=training.thresholds,
         parent=training.parent,
-        ancestors=_since_the_file(training),
+        part_of_parent=_part_of_parent(training.parent),
         seen=_what_may_have_seen_the_test_split(training, data),
         own_start=_starts_from_public_weights(training),
         further_terms=_further_terms(recipe),
@@ -61,43 +62,27 @@ class _Defaults:
         return self._recipe.get(name)
 
 
-def ancestors(training: Training) -> list[Parent]:
-    """The bundles whose work a bundle holds, the latest first."""
-    line: list[Parent] = []
-    parent = training.parent
-    while parent is not None:
-        line.append(parent)
-        parent = parent.parent
-    return line
-
-
-def _since_the_file(training: Training) -> list[tuple[Parent, str]]:
-    """The bundles that trained a part of this one, each with the name of that part.
-
-    The account of a target model that came as a file is left out: it says nothing of its training.
-    """
-    named = []
-    for parent in ancestors(training):
-        if parent.target_model_file and not parent.module_kept:
-            break
-        kept = "explanation module" if parent.target_model_file else "network"
-        named.append((parent, kept if parent.module_kept else "target model"))
-    return named
+def _part_of_parent(parent: Parent | None) -> str:
+    """Which part of the bundle its parent trained, as far as the parent's epochs show it."""
+    if parent is None or parent.code is None or not parent.epochs:
+        return ""
+    if not parent.module_kept:
+        return "target model"
+    whole = any(epoch.part == CLASSIFIER for epoch in parent.epochs)
+    return "network" if whole else "explanation module"
 
 
 def _what_may_have_seen_the_test_split(training: Training, data: TrainingData) -> str:
     """What may have seen the test split: "nothing", "target model" or "network"."""
-    line = ancestors(training)
-    first = line[-1] if line else training
-    other_data = any(parent.data != data.fingerprint for parent in line)
-    if not (first.target_model_file or other_data):
+    parent = training.parent
+    from_file = (parent or training).target_model_file
+    if not (from_file or (parent and parent.data != data.fingerprint)):
         return "nothing"
-    return "network" if any(parent.module_kept for parent in line) else "target model"
+    return "network" if parent and parent.module_kept else "target model"
 
 
 def _starts_from_public_weights(training: Training) -> bool:
-    line = ancestors(training)
-    first = line[-1] if line else training
+    first = training.parent or training
     is_own = first.target_model_file is None and first.initial_weights_file is None
     return bool(training.recipe["pretrained"]) and is_own
 

@@ -26,14 +26,17 @@ def description_of(content: dict[str, Any]) -> Description:
 
 
 def _parent(content: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The newest parent; of the ones before it the first one's files, and whether data differ."""
     if content is None:
         return None
+    line = [content]
+    while line[-1].get("target_model_bundle"):
+        line.append(line[-1]["target_model_bundle"])
     known = {k: v for k, v in content.items() if k != "target_model_bundle"}
-    further = {
-        "epochs": _epochs(content["epochs"]),
-        "parent": _parent(content.get("target_model_bundle")),
-    }
-    return {**_EMPTY, **known, **further}
+    files = {name: line[-1].get(name) for name in ("target_model_file", "initial_weights_file")}
+    data = {parent["data"] for parent in line}
+    further = {"epochs": _epochs(content["epochs"]), "data": data.pop() if len(data) == 1 else None}
+    return {**_EMPTY, **known, **files, **further}
 
 
 def _epochs(rows: list[Any]) -> list[dict[str, Any]]:
