@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nemt_dicom.model.manifest import Parent
+from nemt_dicom.model.manifest import Epoch, Parent
 from tests.conftest import random_network
 from tests.trainer.bundle_kit import CODE, RECIPE, description, training, training_data
 from tests.trainer.report.evaluation_kit import evaluation
@@ -96,21 +96,25 @@ def test_what_the_recipe_changes() -> None:
     assert "They are unchanged." in text
 
 
-def test_a_bundle_names_all_whose_work_it_holds() -> None:
-    first = parent(name="first")
-    second = parent(name="second", module_kept=True, target_model_file="a" * 64, parent=first)
+def test_a_bundle_names_its_parent_and_what_that_trained() -> None:
+    module = Epoch(part="explanation module", number=1, figures={})
+    second = parent(name="second", module_kept=True, epochs=(module,))
     text = card(parent=second, target_model_file="b" * 64)
     assert "Target model and explanation module are from the bundle second 0.3.0" in text
     assert "Thresholds and figures were made by" in text
     assert "Its explanation module was trained by" in text
-    assert "Its target model was trained by" in text
     assert "The test split trained nothing" in text
-    for changes in ({"data": "0" * 64}, {"target_model_file": "0" * 64}):
-        other = second.model_copy(update={"parent": parent(**changes)})
-        told = card(parent=other, target_model_file="b" * 64)
+    classifier = Epoch(part="classifier", number=1, figures={})
+    both = second.model_copy(update={"epochs": (classifier, module)})
+    assert "Its network was trained by" in card(parent=both)
+    taken = parent(epochs=(classifier,))
+    assert "The target model is from the bundle former" in card(parent=taken)
+    assert "Its target model was trained by" in card(parent=taken)
+    assert "was trained by" not in card(parent=parent())
+    for changes in ({"data": "0" * 64}, {"data": None}, {"target_model_file": "0" * 64}):
+        told = card(parent=second.model_copy(update=changes), target_model_file="b" * 64)
         assert "whether the given network had seen it is not known here" in told
         assert "trained no explanation module" not in told  # it was kept
-        assert ("Its target model was trained by" in told) == ("data" in changes)
     told = card(target_model_file="b" * 64)
     assert "whether the given target model had seen it is not known here" in told
     assert "given as a file (SHA-256 `bbbbbbbbbbbbbbbb...`)" in told
