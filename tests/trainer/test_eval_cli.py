@@ -123,7 +123,7 @@ def test_twins_of_training_images_are_no_test_images(
     table.write_text("\n".join(rows) + "\n", encoding="utf-8")  # without the column split
     out = sets / "twins"
     assert call(bundle, nih, out, "--quick", "--methods", "random") == 1
-    assert "name those of RSNA, too" in capsys.readouterr().err
+    assert "Also name the data of RSNA with --data" in capsys.readouterr().err
 
 
 def test_an_unreadable_image_is_named_and_only_left_out_where_asked(
@@ -224,7 +224,7 @@ def test_figures_go_into_bundle_and_card_and_the_service_wants_them(
     shutil.copytree(bundle, copy)
     before = Bundle.load(copy)
     assert service.main(["bundle", "show", str(copy)]) == 0
-    assert "none: nemt-eval" in capsys.readouterr().out
+    assert "Never evaluated" in capsys.readouterr().out
     settings = Settings.model_validate({"explanation": {"bundle": str(copy), "device": "cpu"}})
     PipelineEngine(settings)
     assert "says nothing of how good its explanations are" in caplog.text

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-OF_THE_EXTRA = ("captum", "jinja2", "markdown_it", "matplotlib", "prodigyopt", "quantus", "scipy")
+OF_THE_EXTRA = ("captum", "jinja2", "matplotlib", "prodigyopt", "quantus", "scipy")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from tests.trainer.bundle_kit import CODE, RECIPE, description, training, traini
 from tests.trainer.report.evaluation_kit import evaluation
 from trainer.metrics import features_in_step
 from trainer.report.model_card import model_card
+from trainer.training.recipe_file import changed, recorded_recipe
 
 ARCHITECTURE = random_network().architecture
 AUTHORS = (
@@ -25,7 +26,8 @@ def card(**changes: Any) -> str:
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
-    return {"recipe": {**RECIPE, **changes}}
+    """The recipe of the kit with other values for these dotted names."""
+    return {"recipe": changed(recorded_recipe(RECIPE), changes).to_manifest()}
 
 
 def parent(**changes: Any) -> Parent:
@@ -76,24 +78,40 @@ def test_a_bundle_without_figures_or_thresholds() -> None:
 
 
 def test_what_the_recipe_changes() -> None:
-    assert "response `logit` to the power of 1, λ₁ = 0.5, preservation with weight 0.3." in card(
-        **recipe(preservation=0.3)
-    )
-    assert "equation (2) as printed" in card(**recipe(objective="literal", preservation=0.3))
-    assert "preservation" not in card(**recipe(objective="literal", preservation=0.3))
-    text = card(**recipe(follows=True, gamma=0.5, full_from=3.0))
+    module = "explanation_module"
+    text = card(**recipe(**{f"{module}.agreement": 4.0}))
+    squares = "agreement with single squares with weight 4"
+    assert f"response `logit` to the power of 1, λ₁ = 0.5, {squares}." in text
+    text = card(**recipe(**{f"{module}.objective": "literal", f"{module}.agreement": 4.0}))
+    assert "equation (2) as printed" in text
+    assert "agreement" not in text
+    assert "mean answer of 3 others" in card(**recipe(**{"target_model.teachers": 3}))
+    start = {"target_model.pretrained": True}
+    public = recipe(**start, **{"target_model.frozen_stages": 2})
+    assert "in the first 2 stages it changed the normalisation only" in card(**public)
+    assert "Fine-tuning changed all of them." in card(**recipe(**start))
+    assert "ImageNet" not in card(**public, initial_weights_file="a" * 64)
+    represents = {f"{module}.objective": "nem-u", f"{module}.keep": "loss"}
+    text = card(**recipe(**start, **represents))
+    assert "NEM-U, λ₁ = 0.5, λ₂ = 0.25." in text
+    assert "They are unchanged." in text
+
+
+def test_how_a_mask_is_served_stands_in_the_architecture() -> None:
+    served = replace(ARCHITECTURE, follows=True, gamma=0.5, full_from=3.0)
+    text = model_card(description(), served, None)
     assert "told the log odds" in text
     assert "to the power of 0.5" in text
     assert "at log odds of 3." in text
-    assert "mean answer of 3 others" in card(**recipe(teachers=3))
-    assert "sensitivity of at least 0.8 on" in card(**recipe(sensitivity=0.8))
-    public = recipe(pretrained=True, frozen_stages=2)
-    assert "in the first 2 stages it changed the normalisation only" in card(**public)
-    assert "Fine-tuning changed all of them." in card(**recipe(pretrained=True))
-    assert "ImageNet" not in card(**public, initial_weights_file="a" * 64)
-    text = card(**recipe(objective="nem-u", pretrained=True))
-    assert "NEM-U, λ₁ = 0.5, λ₂ = 0.25." in text
-    assert "They are unchanged." in text
+    for words in ("told the log odds", "served to the power", "at log odds of"):
+        assert words not in model_card(description(), ARCHITECTURE, None)
+
+
+def test_a_recipe_of_an_earlier_release_names_the_switches_that_went() -> None:
+    flat = {"target": "pneumonia", "size": 64, "pretrained": False, "sensitivity": 0.8}
+    text = card(recipe=flat)
+    assert "Settings that only earlier releases have: `sensitivity` 0.8." in text
+    assert "sensitivity of at least 0.8 on" in text
 
 
 def test_a_bundle_names_its_parent_and_what_that_trained() -> None:
