@@ -190,11 +190,11 @@ class PipelineEngine:
         """Loads the bundle and replays its golden image. Raises `BundleError`."""
         self._settings = settings
         bundle = Bundle.load_served(settings.explanation.bundle)
-        if not bundle.manifest.evaluated:
+        if bundle.evaluation is None:
             LOGGER.warning(
                 "bundle %s says nothing of how good its explanations are: "
                 "nemt-eval --bundle %s --data DIR --out DIR --into-bundle",
-                bundle.digest[:12],
+                bundle.model_digest[:12],
                 bundle.folder,
             )
         self._explainer = Explainer(bundle, settings.explanation)
@@ -207,7 +207,7 @@ class PipelineEngine:
     def bundle(self) -> str:
         bundle = self._explainer.bundle
         manifest = bundle.manifest
-        return f"{manifest.name} {manifest.version} ({bundle.digest[:12]})"
+        return f"{manifest.name} {manifest.version} ({bundle.model_digest[:12]})"
 
     def read(self, data: bytes) -> Source:
         return read_source(data, self._settings.input)

@@ -104,7 +104,7 @@ def run(
     bundle = finish(trained.prepared, recipe, places, facts, log, evaluation=measuring)
     (folder / CHECKPOINT).unlink(missing_ok=True)  # the bundle is whole: nothing is left to resume
     forget_teachers(folder)
-    log.line(f"bundle {bundle.digest[:12]} in {bundle.folder}")
+    log.line(f"bundle with model {bundle.model_digest[:12]} in {bundle.folder}")
     return bundle
 
 

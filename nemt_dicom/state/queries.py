@@ -62,9 +62,7 @@ ADD_OUTPUT = """
 INSERT INTO outputs (sop_instance_uid, instance, kind, sop_class_uid, study_instance_uid,
     transfer_syntax_uid, blob, name) VALUES (?1, ?, ?, ?, ?, ?, ?, instance_name(?1))
 ON CONFLICT (sop_instance_uid) DO UPDATE SET blob = excluded.blob
-WHERE instance = excluded.instance AND NOT EXISTS (
-    SELECT 1 FROM deliveries WHERE output = excluded.sop_instance_uid AND state = 'sent'
-)
+WHERE instance = excluded.instance
 """
 ADD_DELIVERY = """
 INSERT OR IGNORE INTO deliveries (output, destination, state, updated) VALUES (?, ?, 'pending', ?)

@@ -149,8 +149,9 @@ class Store(StoreReader):
     ) -> bool:
         """Ends a run with its outputs and their deliveries.
 
-        An output that was sent anywhere keeps its bytes. Outputs of an earlier run that have other
-        UIDs are not sent any more.
+        An output that is made again takes its new bytes, for the destinations that do not have it
+        yet. A destination that has it is never sent other bytes under its UID. Outputs of an earlier
+        run that have other UIDs are not sent any more.
         """
         with self._db.change():
             if not self._end(lease, instance, InstanceState.DONE, summary=summary):
@@ -269,7 +270,7 @@ class Store(StoreReader):
         destinations: names of the configured destinations. Each output gets a delivery to each of
             them. Deliveries to other destinations stay as they are.
         lost: blobs that the disk lost. Instances whose output blob is in `lost` are queued again.
-            Their new bytes replace the lost ones, unless a destination already holds the old bytes.
+            Their new bytes replace the lost ones. A destination that has the old bytes keeps them.
 
         Of several dead instances with one UID only the latest is queued.
         """

@@ -59,7 +59,7 @@ def report(bundle: Bundle, evaluation: Evaluation, *, command: str) -> str:
     return render(
         "report",
         manifest=bundle.manifest,
-        digest=bundle.digest,
+        digest=bundle.model_digest,
         e=evaluation,
         scope=evaluation.scope,
         verdict=verdict(evaluation.checks),
