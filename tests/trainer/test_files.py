@@ -16,7 +16,9 @@ def test_text_and_bytes_replace_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     write_whole(path, "λ\r\n")
     assert path.read_bytes() == "λ\r\n".encode()
-    write_whole(path, b"new")
+    with path.open("rb") as reader:
+        write_whole(path, b"new")
+        assert reader.read() == "λ\r\n".encode()  # the file is another one, never half of each
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 

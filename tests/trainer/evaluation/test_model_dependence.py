@@ -49,10 +49,15 @@ def test_a_map_that_ignores_the_model_survives_and_one_of_its_weights_does_not()
         weight = next(network.target_model.parameters()).flatten()[: 8 * 8].detach().numpy()
         return np.broadcast_to(weight.reshape(1, 8, 8), (len(images), 8, 8))
 
+    def by_head(network: Any, images: Any) -> Any:
+        weight = network.target_model.get_classifier().weight.flatten()[:64].detach().numpy()
+        return np.broadcast_to(weight.reshape(1, 8, 8), (len(images), 8, 8))
+
     chosen = {
         NEMT: KNOWN[NEMT],
         "centred_blob": KNOWN["centred_blob"],
         "weight": Method(name="w", library="", settings="", maps=by_weight),
+        "head": Method(name="h", library="", settings="", maps=by_head),
     }
     result = randomisation(random_network(), chosen, smooth_images(), PATIENTS, Silent(), groups=3)
     blob, weight = result.methods["centred_blob"], result.methods["weight"]
@@ -62,6 +67,9 @@ def test_a_map_that_ignores_the_model_survives_and_one_of_its_weights_does_not()
     assert not weight.survives  # the first layer is randomised last, from the output to the input
     assert weight.cascading[:2] == weight.independent[:2] == (1, 1)
     assert weight.cascading[2] == weight.independent[2] != 1
+    head = result.methods["head"]
+    assert 1 not in head.cascading  # randomised first, and so in every further step
+    assert head.independent[0] != head.independent[1] == head.independent[2] == 1
     area = result.methods[NEMT].area
     assert area is not None
     assert len(result.layers) == len(area.cascading) == len(area.independent) == 3
