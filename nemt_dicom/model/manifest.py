@@ -95,7 +95,6 @@ class Parent(Frozen):
     target_model_file: str | None
     initial_weights_file: str | None
     epochs: tuple[Epoch, ...]
-    parent: "Parent | None" = None
 
 
 class Training(Frozen):

@@ -149,9 +149,9 @@ class Store(StoreReader):
     ) -> bool:
         """Ends a run with its outputs and their deliveries.
 
-        An output that is made again takes its new bytes, for the destinations that do not have it
-        yet. A destination that has it is never sent other bytes under its UID. Outputs of an earlier
-        run that have other UIDs are not sent any more.
+        An output that is made again takes its new bytes, for the destinations that lack it. A
+        destination that has it is never sent other bytes under its UID. Outputs of an earlier run
+        that have other UIDs are not sent any more.
         """
         with self._db.change():
             if not self._end(lease, instance, InstanceState.DONE, summary=summary):

@@ -198,7 +198,7 @@ def test_retry_sends_again_and_to_destinations_that_are_new(store):
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_lost_result_is_made_again_and_sent_to_who_lacks_it(store, elsewhere):
-    """The new bytes may differ: another processor rounds otherwise, another release has its name."""
+    """The new bytes may differ: another processor rounds otherwise."""
     names = ["pacs", "other"]
     store.receive(arrival("1.1"))
     store.receive(arrival("1.2"))
