@@ -142,7 +142,7 @@ def test_a_bundles_target_model_gets_another_explanation_module(
     assert [e[1] for e in origin["epochs"]] == [1, 2]
     assert other.manifest.training["epochs"][0][0] == "explanation module"
     card = (out / "MODEL_CARD.md").read_text("utf-8")
-    assert f"that of pneumonia {one.manifest.version} (`{one.digest[:12]}`)" in card
+    assert f"from the bundle pneumonia {one.manifest.version} (`{one.digest[:12]}`)" in card
 
 
 def test_a_bundle_is_served_otherwise_without_training(
@@ -161,8 +161,8 @@ def test_a_bundle_is_served_otherwise_without_training(
     origin = other.manifest.training["target_model_bundle"]
     assert origin["epochs"] == one.manifest.training["epochs"]
     card = (out / "MODEL_CARD.md").read_text("utf-8")
-    assert "as is the explanation module" in card
-    assert "Thresholds and figures made by" in card  # and not trained
+    assert "Target model and explanation module are from the bundle" in card
+    assert "Thresholds and figures were made by" in card  # and not trained
     capsys.readouterr()
     assert main([*data, *given, "--dry-run", "--out", str(tmp_path / "none")]) == 0
     assert "Nothing is trained." in capsys.readouterr().out
