@@ -21,6 +21,7 @@ from nemt_dicom.model.evaluation import (
     Evaluation,
     Figure,
     MaskArea,
+    Scope,
     Subgroup,
 )
 
@@ -80,11 +81,33 @@ def evaluate(
     if settings.thorough:
         tests = _further_tests(asked, comparison, compared, methods)
         groups = _by_group(asked, comparison, compared, rows)
+    where = scope(dataset, asked.examples, boxed, settings, asked.machine)
+    return Measured(
+        results=_results(where, asked, about, compared, comparison, tests, groups),
+        examples=asked.examples,
+        answer=asked.answer,
+        rows=rows,
+        compared=compared,
+        attributed=comparison.attributed,
+        columns=comparison.columns,
+    )
+
+
+def _results(
+    where: Scope,
+    asked: Asked,
+    about: "_AboutTarget",
+    compared: Compared,
+    comparison: Comparison,
+    tests: FurtherTests,
+    groups: "_Groups",
+) -> Evaluation:
+    """The tree, from its parts."""
     share = None
     if compared.truth is not None:
         share = figure(average(compared.truth.mean(axis=(1, 2))), comparison.patients)
-    results = Evaluation(
-        scope=scope(dataset, asked.examples, boxed, settings, asked.machine),
+    return Evaluation(
+        scope=where,
         checks=checks(
             comparison.results,
             about.mask_area,
@@ -93,7 +116,7 @@ def evaluate(
             randomisation=tests.randomisation,
             stability=tests.stability,
         ),
-        metrics=describe_metrics(compared.images.shape[-1], settings),
+        metrics=describe_metrics(compared.images.shape[-1], asked.settings),
         classifier=comparison.classifier,
         mask_area=about.mask_area,
         methods=comparison.results,
@@ -107,15 +130,6 @@ def evaluate(
         input_invariance=tests.input_invariance,
         stability=tests.stability,
         silence=groups.silence,
-    )
-    return Measured(
-        results=results,
-        examples=asked.examples,
-        answer=asked.answer,
-        rows=rows,
-        compared=compared,
-        attributed=comparison.attributed,
-        columns=comparison.columns,
     )
 
 

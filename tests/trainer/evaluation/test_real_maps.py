@@ -28,7 +28,7 @@ from trainer.metrics import (
 
 pytestmark = pytest.mark.realdata
 
-COUNT = 3
+COUNT = 2
 STEPS = 8
 METHODS = methods(EvaluationSettings(gradient_steps=STEPS))
 Case = tuple[ExplainedNetwork, np.ndarray, np.ndarray]
@@ -36,7 +36,7 @@ Case = tuple[ExplainedNetwork, np.ndarray, np.ndarray]
 
 @pytest.fixture(scope="module")
 def boxed(real_data: Path) -> Case:
-    """The network, three boxed test images of RSNA (3, 1, S, S), and their boxes (3, S, S)."""
+    """The network, two boxed test images of RSNA (2, 1, S, S), and their boxes (2, S, S)."""
     bundle = Bundle.load()
     dataset = find_cases_to_evaluate(
         [real_data / "rsna-mini"],
