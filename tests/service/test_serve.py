@@ -537,7 +537,7 @@ def test_results_that_the_disk_has_lost_are_made_again(tmp_path, capsys):
         for blob in (*blobs, gone.blob):
             spool.path(blob).unlink()
         assert cli.main(["jobs", "retry", "--all", "--config", str(config)]) == 0
-        assert "has lost their images too: 1" in capsys.readouterr().out
+        assert "lost with their images, for good: 1" in capsys.readouterr().out
         wait_for(lambda: dead_deliveries(settings) == 1, "the dead letter")
         assert {item.state for item in instances(settings)} == {"done"}
 

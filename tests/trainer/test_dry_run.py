@@ -38,7 +38,7 @@ def test_the_current_folder_is_the_data(
     assert "RSNA train" in capsys.readouterr().out
     monkeypatch.chdir(rsna.parent)
     assert main(["--target", "pneumonia", *quick()]) == 1
-    assert "by --data" in capsys.readouterr().err
+    assert "with --data" in capsys.readouterr().err
 
 
 def report(rsna: Path, **sections: Any) -> str:

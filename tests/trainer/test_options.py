@@ -82,7 +82,7 @@ def test_what_replaces_a_former_option_is_there() -> None:
     assert not {new_spelling(action.option_strings[-1]) for action in shown()} - {""}
 
 
-@pytest.mark.parametrize("name", ["README.md", "deploy/decisions.md"])
+@pytest.mark.parametrize("name", ["README.md", "deploy/experiments.md"])
 def test_no_document_names_a_former_option_in_a_command(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
     commands = re.findall(r"(?:^|`)(nemt-train [^`\n]*(?:\n(?=[^`\n]*`)[^`\n]*)?)", text, re.M)

@@ -10,6 +10,7 @@ import pytest
 import timm
 
 from nemt_dicom.model.bundle import Bundle
+from tests.trainer.bundle_kit import training, training_data
 from tests.trainer.synthetic_sets import write_csv_set, write_nih
 from tests.trainer.training_kit import quick, settings, small_recipe
 from trainer import prepare
@@ -129,7 +130,7 @@ def test_random_weights_are_never_frozen() -> None:
 
 def test_a_bundle_on_other_data_is_told(random_bundle: Bundle, tmp_path: Path) -> None:
     data = write_nih(tmp_path / "nih")
-    described = {"data": {"fingerprint": "other", "label": "pneumonia"}}
+    described = {"data": training_data(fingerprint="0" * 64), "training": training()}
     manifest = random_bundle.manifest.model_copy(update=described)
     places = Places(
         folders=(data,),

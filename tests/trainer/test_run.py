@@ -225,7 +225,7 @@ def test_a_bundles_target_model_gets_another_explanation_module(bundle: Path, ta
     assert [epoch.number for epoch in training.parent.epochs] == [1, 2]
     assert training.epochs[0].part == "explanation module"
     card = (taught / "MODEL_CARD.md").read_text("utf-8")
-    assert f"that of pneumonia {one.manifest.version} (`{one.model_digest[:12]}`)" in card
+    assert f"from the bundle pneumonia {one.manifest.version} (`{one.model_digest[:12]}`)" in card
     assert "Its target model was trained by" in card
 
 
@@ -239,8 +239,8 @@ def test_a_bundle_is_served_otherwise_without_training(taught: Path, served: Pat
     assert ours.parent is not None
     assert ours.parent.epochs == theirs.epochs
     card = (served / "MODEL_CARD.md").read_text("utf-8")
-    assert "as is the explanation module" in card
-    assert "Thresholds and figures made by" in card  # and not trained
+    assert "Target model and explanation module are from the bundle" in card
+    assert "Thresholds and figures were made by" in card  # and not trained
 
 
 def test_a_module_that_is_kept_explains_its_target(
@@ -333,17 +333,21 @@ def test_photographs_of_lesions(ham: list[str], tmp_path: Path) -> None:
     assert len(loaded.architecture.outputs) == 7
     with pytest.raises(BundleError, match="photograph"):
         Bundle.load_served(out)
-    table = json.loads((out / "manifest.json").read_text("utf-8"))["metrics"]["methods"]
-    assert {"relevance_mass", "relevance_rank", "faithfulness", "seconds"} <= set(table["nemt"])
-    assert "mean_of_boxes" in table
+    assert loaded.evaluation is not None
+    module = loaded.evaluation.module
+    assert None not in (module.scores.relevance_mass, module.scores.relevance_rank)
+    assert None not in (module.scores.faithfulness, module.seconds)
+    assert "mean_of_boxes" in loaded.evaluation.methods
 
 
 def test_the_predicted_class_is_explained_by_every_method(ham: list[str], tmp_path: Path) -> None:
     out = tmp_path / "predicted"
     options = quick(explanation_module={"objective": "nemt-predicted"})
     assert main([*ham, *options, "--out", str(out)]) == 0
-    table = json.loads((out / "manifest.json").read_text("utf-8"))["metrics"]["methods"]
-    assert {"nemt", "gradcam++", "integrated_gradients", "mean_of_boxes", "random"} <= set(table)
+    measured = Bundle.load(out).evaluation
+    assert measured is not None
+    expected = {"nemt", "gradcam++", "integrated_gradients", "mean_of_boxes", "random"}
+    assert expected <= set(measured.methods)
     with pytest.raises(BundleError, match="predicted"):
         Bundle.load_served(out)
 

@@ -139,7 +139,7 @@ def test_a_run_stopped_before_its_first_checkpoint_is_begun_anew(
 def test_another_run_is_not_resumed(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stopped(*_: Any) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     out = tmp_path / "stopped"

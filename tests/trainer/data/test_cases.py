@@ -414,7 +414,7 @@ def test_training_code_cannot_reach_ground_truth() -> None:
     reading = {n for n, text in texts.items() if "read_boxes" in text}
     assert reading == {"ground_truth.py", "layouts.py"}
     reaching = {n for n, text in texts.items() if re.search(r"from \S*\bground_truth import", text)}
-    assert reaching == {"ablation.py", "evaluate.py", "plan.py", "prepare.py"}
+    assert reaching == {"ablation.py", "choice.py", "evaluate.py", "prepare.py"}
 
 
 # --- what is refused ---

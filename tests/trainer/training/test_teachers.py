@@ -59,7 +59,7 @@ def test_teachers_are_trained_first_and_leave_no_file(data: Path, tmp_path: Path
     recipe = training_of(Bundle.load(out))[0].recipe
     assert recipe["target_model"]["teachers"] == 2
     card = (out / "MODEL_CARD.md").read_text("utf-8")
-    assert "It learnt the mean answer of 2 others of its kind." in card
+    assert "The target model learnt the mean answer of 2 others of its kind." in card
 
 
 @pytest.mark.parametrize("part", PARTS)
