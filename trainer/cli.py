@@ -35,6 +35,9 @@ from .training.recipe_file import (
     written,
 )
 
+Options = dict[str, Any]
+"""Values of the command line by the name of their option; each option has its own type."""
+
 PLACES = {field.name for field in fields(Places)}
 TASKS = ("dry_run", "ablation", "print_recipe")
 
@@ -98,7 +101,7 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[Recipe, Places, str
     return recipe, Places(**places), task
 
 
-def _pop_task(options: dict[str, Any]) -> str:
+def _pop_task(options: Options) -> str:
     asked = [name for name in TASKS if options.pop(name, False)]
     if len(asked) > 1:
         words = " and ".join(f"--{name.replace('_', '-')}" for name in asked)
@@ -106,7 +109,7 @@ def _pop_task(options: dict[str, Any]) -> str:
     return asked[0] if asked else "run"
 
 
-def _pop_said(options: dict[str, Any]) -> dict[str, Any]:
+def _pop_said(options: Options) -> Options:
     """Values of the recipe that the command line names, by dotted name."""
     said = dict(map(read_assignment, options.pop("assignments", [])))
     short = {OPTIONS_OF_THE_RECIPE[name]: options.pop(name) for name in OPTIONS_OF_THE_RECIPE
@@ -114,7 +117,7 @@ def _pop_said(options: dict[str, Any]) -> dict[str, Any]:
     return said | short
 
 
-def _pop_places(options: dict[str, Any], target: str) -> dict[str, Any]:
+def _pop_places(options: Options, target: str) -> Options:
     places = {name: options.pop(name) for name in list(options) if name in PLACES}
     assert not options, options  # every option is a task, a value of the recipe or a place
     places["folders"] = tuple(places.get("folders", [Path.cwd()]))
@@ -126,7 +129,7 @@ def _pop_places(options: dict[str, Any], target: str) -> dict[str, Any]:
     return places
 
 
-def _require_target_model_options(places: dict[str, Any], objective: str) -> None:
+def _require_target_model_options(places: Options, objective: str) -> None:
     """Raises `TrainingError` if outputs or a start are named of no target model, or of another."""
     outputs = {"output", "output_names", "activation"}
     if "target_model" not in places:
@@ -145,7 +148,7 @@ def _require_none(said: Mapping[str, Any], idle: set[str], reason: str) -> None:
         raise TrainingError(f"settings that change nothing here ({reason}): {', '.join(asked)}")
 
 
-def _with_bundle(values: Values, said: Mapping[str, Any], places: dict[str, Any]) -> Values:
+def _with_bundle(values: Values, said: Mapping[str, Any], places: Options) -> Values:
     """Makes a bundle's target model the one explained; its recipe's part in the values."""
     copied = {*names()} - OF_THIS_RUN if places.get("keep_module") else OF_THE_TARGET_MODEL
     _require_none(said, copied - {"data.target", "run.seed"}, f"{places['target_model']} says them")

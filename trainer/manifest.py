@@ -1,18 +1,18 @@
 """Where a bundle comes from: its manifest's account of data, recipe, code and machine."""
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from nemt_dicom import __version__
+from nemt_dicom.model.evaluation import CodeState
 from nemt_dicom.model.manifest import (
     Description,
     Parameters,
     Parent,
     SplitCounts,
-    ThresholdRecord,
     Training,
     TrainingData,
 )
@@ -29,19 +29,45 @@ from .training.recipe import Recipe
 from .training.thresholds import Thresholds
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What only the run knows of a training.
+
+    minutes: since the run began or was resumed.
+    device: the processor, as people name it.
+    processes: how many trained together.
+    """
+
+    minutes: float
+    device: str
+    processes: int
+    resumed: bool
+    code: CodeState
+    epochs: Sequence[Epoch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """How the weights of a bundle are stored.
+
+    half: whether most of them are float16.
+    change: the largest change of the answer for a validation image by float16; may be infinite.
+    """
+
+    half: bool
+    change: float
+
+
 def describe_bundle(
     dataset: Dataset,
     recipe: Recipe,
     places: Places,
     network: ExplainedNetwork,
     thresholds: Thresholds,
-    run: dict[str, Any],
+    run: RunRecord,
+    rounding: Rounding,
 ) -> Description:
-    """What a run says of its bundle; no folder of this machine stands in it.
-
-    run: the fields of `Training` that only the run knows: minutes, device, processes, resumed,
-        code, epochs, weights, half_precision_changes_answer.
-    """
+    """What a run says of its bundle; no folder of this machine stands in it."""
     architecture = network.architecture
     kinds = {case.kind for case in dataset.cases if case.split == "train"}
     return Description(
@@ -59,13 +85,22 @@ def describe_bundle(
             target_model_file=file_digest(places.target_model),
             initial_weights_file=file_digest(places.initial_weights),
             parent=trained_by(places),
-            thresholds=ThresholdRecord(**thresholds.found) if thresholds.found else None,
+            thresholds=thresholds.record,
             libraries=libraries(),
             parameters=Parameters(
                 target_model=_count(network.target_model),
                 explanation_module=_count(network.explanation_module),
             ),
-            **run,
+            minutes=run.minutes,
+            device=run.device,
+            processes=run.processes,
+            resumed=run.resumed,
+            code=run.code,
+            epochs=records(run.epochs),
+            weights="float16" if rounding.half else "float32",
+            half_precision_changes_answer=(
+                round(rounding.change, 6) if math.isfinite(rounding.change) else None
+            ),
         ),
         data=TrainingData(
             sources=tuple(sorted({case.source for case in dataset.cases})),

@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from nemt_dicom import __version__
 from nemt_dicom.errors import TrainingError
@@ -27,6 +27,9 @@ from .training.distributed import Team
 from .training.places import Places
 from .training.recipe import Recipe
 from .training.target_model import build_network
+
+Account = dict[str, dict[str, JsonValue]]
+"""`config.json` of a run: its recipe, and what else decides its result."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,7 +142,7 @@ def make_repeatable(recipe: Recipe) -> None:
 
 def account_of_start(
     recipe: Recipe, prepared: Prepared, places: Places, *, processes: int
-) -> dict[str, Any]:
+) -> Account:
     """`config.json` of a run: its recipe, and what else decides its result."""
     return {
         "recipe": recipe.to_manifest(),
@@ -147,12 +150,12 @@ def account_of_start(
     }
 
 
-def write_account(path: Path, account: dict[str, Any]) -> None:
+def write_account(path: Path, account: Account) -> None:
     """Writes `config.json`. Raises `OSError`."""
     write_whole(path, (json.dumps(account, indent=2) + "\n").encode())
 
 
-def _begun_with(prepared: Prepared, places: Places, *, processes: int) -> dict[str, Any]:
+def _begun_with(prepared: Prepared, places: Places, *, processes: int) -> dict[str, JsonValue]:
     return {
         "processes": processes,
         "training images": fingerprint(prepared.train.cases),
@@ -162,11 +165,11 @@ def _begun_with(prepared: Prepared, places: Places, *, processes: int) -> dict[s
         "output": prepared.network.architecture.target,
         "outputs": list(prepared.network.architecture.outputs),
         "activation": prepared.network.architecture.activation,
-        "software": {"nemt-dicom": __version__} | libraries(),
+        "software": {"nemt-dicom": __version__, **libraries()},
     }
 
 
-def require_same(begun: dict[str, Any], path: Path, progress: Progress) -> None:
+def require_same(begun: Account, path: Path, progress: Progress) -> None:
     """Raises `TrainingError` if `path` says that what goes on was begun as another run.
 
     Notes if other software began it, which may give other bits. begun: see `account_of_start`.

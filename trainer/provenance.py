@@ -5,13 +5,13 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from nemt_dicom import __version__
 from nemt_dicom.errors import DataError
 from nemt_dicom.model.bundle import Bundle
+from nemt_dicom.model.evaluation import CodeState
 from nemt_dicom.model.manifest import Training, TrainingData
 
 
@@ -25,7 +25,7 @@ def file_digest(path: Path | None) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path else None
 
 
-def code_state() -> dict[str, Any]:
+def code_state() -> CodeState:
     """Which code trains: release, commit, whether it was changed since, digest of the sources."""
     root = Path(__file__).resolve().parent.parent
 
@@ -42,12 +42,12 @@ def code_state() -> dict[str, Any]:
     for path in sorted([*root.glob("trainer/**/*.py"), *root.glob("nemt_dicom/**/*.py")]):
         sources.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     changes = git("status", "--porcelain", "--", "trainer/*.py", "nemt_dicom/*.py")
-    return {
-        "version": __version__,
-        "commit": git("rev-parse", "--verify", "HEAD") or "unknown",
-        "dirty": None if changes is None else bool(changes),
-        "sources": sources.hexdigest(),
-    }
+    return CodeState(
+        version=__version__,
+        commit=git("rev-parse", "--verify", "HEAD") or "unknown",
+        dirty=None if changes is None else bool(changes),
+        sources=sources.hexdigest(),
+    )
 
 
 def training_of(bundle: Bundle) -> tuple[Training, TrainingData]:

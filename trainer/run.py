@@ -22,7 +22,7 @@ from .evaluation.evaluate import evaluate
 from .evaluation.settings import EvaluationSettings
 from .files import write_whole
 from .inference import soft_masks
-from .manifest import describe_bundle, records
+from .manifest import Rounding, RunRecord, describe_bundle
 from .prepare import (
     Prepared,
     account_of_start,
@@ -92,16 +92,16 @@ def run(
     trained = train(recipe, places, log)
     if not trained.team.first:
         return None
-    facts = {
-        "minutes": round((time.monotonic() - started) / 60, 1),
-        "device": device_name(recipe.run.device, recipe.run.threads),
-        "processes": trained.team.size,
-        "resumed": places.resume,
-        "code": code,
-        "epochs": records(trained.epochs),
-    }
+    record = RunRecord(
+        minutes=round((time.monotonic() - started) / 60, 1),
+        device=device_name(recipe.run.device, recipe.run.threads),
+        processes=trained.team.size,
+        resumed=places.resume,
+        code=code,
+        epochs=trained.epochs,
+    )
     measuring = evaluation or EvaluationSettings()
-    bundle = finish(trained.prepared, recipe, places, facts, log, evaluation=measuring)
+    bundle = finish(trained.prepared, recipe, places, record, log, evaluation=measuring)
     (folder / CHECKPOINT).unlink(missing_ok=True)  # the bundle is whole: nothing is left to resume
     forget_teachers(folder)
     log.line(f"bundle with model {bundle.model_digest[:12]} in {bundle.folder}")
@@ -164,18 +164,17 @@ def finish(
     prepared: Prepared,
     recipe: Recipe,
     places: Places,
-    facts: dict[str, Any],
+    record: RunRecord,
     progress: Progress,
     *,
     evaluation: EvaluationSettings,
 ) -> Bundle:
-    """From a trained network to its bundle: thresholds, evaluation as it is served, model card.
-
-    facts: what only the run knows of the training, see `describe_bundle`.
-    """
+    """From a trained network to its bundle: thresholds, evaluation as it is served, model card."""
     network, validation, out = prepared.network, prepared.validation, places.out
-    half, change = round_to_half(network, validation)
-    progress.note(f"float16 weights change the answer for a validation image by up to {change:.4f}")
+    rounding = round_to_half(network, validation)
+    progress.note(
+        f"float16 weights change the answer for a validation image by up to {rounding.change:.4f}"
+    )
     thresholds = (
         choose_thresholds(network, validation, recipe, progress)
         if network.architecture.explains == "target"
@@ -183,13 +182,13 @@ def finish(
     )
     draw_panel(out / "run" / "masks.png", network, validation, thresholds)
     network.to("cpu")
-    facts |= {
-        "weights": "float16" if half else "float32",
-        "half_precision_changes_answer": round(change, 6) if np.isfinite(change) else None,
-    }
-    description = describe_bundle(prepared.dataset, recipe, places, network, thresholds, facts)
+    description = describe_bundle(
+        prepared.dataset, recipe, places, network, thresholds, record, rounding
+    )
     with writing(out):
-        draft = bundles.save(out, network, description, "# Draft, not yet evaluated\n", half=half)
+        draft = bundles.save(
+            out, network, description, "# Draft, not yet evaluated\n", half=rounding.half
+        )
     results = evaluate(
         draft,
         prepared.dataset,
@@ -204,12 +203,12 @@ def finish(
         return publish(draft, results, card)
 
 
-def round_to_half(network: ExplainedNetwork, validation: Examples) -> tuple[bool, float]:
+def round_to_half(network: ExplainedNetwork, validation: Examples) -> Rounding:
     """Rounds all weights to what a bundle stores of them, most of them float16.
 
-    Everything measured afterwards is measured on the weights that ship. Returns whether they were
-    rounded, and by how much the answer for a validation image changes at most: p, or the cosine
-    similarity of an embedding. They are not rounded if that is more than LARGEST_CHANGE.
+    Everything measured afterwards is measured on the weights that ship. The answer is p, or the
+    cosine similarity of an embedding. Weights are not rounded if it changes by more than
+    LARGEST_CHANGE.
     """
     images = validation.images
     exact = {k: v.detach().clone() for k, v in network.state_dict().items()}
@@ -225,7 +224,7 @@ def round_to_half(network: ExplainedNetwork, validation: Examples) -> tuple[bool
         change = _largest_change(before, after)
     if not change <= LARGEST_CHANGE:
         network.load_state_dict(exact)
-    return change <= LARGEST_CHANGE, change
+    return Rounding(half=change <= LARGEST_CHANGE, change=change)
 
 
 def _largest_change(before: Any, after: Any) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nemt_dicom.model.evaluation import CodeState, Evaluation, MethodResult, Scope, Seconds
+from nemt_dicom.model.evaluation import Evaluation, MethodResult, Scope, Seconds
 
 from ..data.cases import Dataset, fingerprint, name_few
 from ..data.examples import Examples
@@ -70,7 +70,7 @@ def scope(
         notes=tuple(notes),
         thorough=settings.thorough,
         device=device,
-        code=CodeState.model_validate(code_state()),
+        code=code_state(),
     )
 
 

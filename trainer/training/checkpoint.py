@@ -18,6 +18,9 @@ from ..files import replacing
 
 Weights = dict[str, Tensor]
 
+State = dict[str, Any]
+"""Tensors and plain values by name: a state dict, or several."""
+
 CHECKPOINT = "checkpoint.pt"
 """Its name in the folder of a run."""
 
@@ -78,7 +81,7 @@ class CheckpointFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def save(self, standing: Standing, epochs: list[Epoch], states: dict[str, Any]) -> None:
+    def save(self, standing: Standing, epochs: list[Epoch], states: State) -> None:
         """Replaces the file. Raises `TrainingError` if the disk is full.
 
         states: state dicts of the network, of the optimiser and of whatever else moves.
@@ -93,7 +96,7 @@ class CheckpointFile:
             file.flush()
             os.fsync(file.fileno())
 
-    def load(self) -> tuple[Standing, list[Epoch], dict[str, Any]] | None:
+    def load(self) -> tuple[Standing, list[Epoch], State] | None:
         """What `save` was told last; None if there is no file. Raises `TrainingError`."""
         if not self.path.is_file():
             return None

@@ -8,7 +8,7 @@ deploy/decisions.md says, with figures, why they are what they are. Nothing here
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from nemt_dicom.model.preprocess import Preprocessing
 
@@ -230,7 +230,7 @@ class Recipe(Section):
         """The bundle's preprocessing."""
         return Preprocessing(**self.input.model_dump())
 
-    def to_manifest(self) -> dict[str, Any]:
+    def to_manifest(self) -> dict[str, JsonValue]:
         """The JSON form kept in a bundle: a table for each section."""
         return self.model_dump(mode="json")
 

@@ -1,14 +1,14 @@
 """What the loop trains: a stage, what it is given at each step, and what it gives back."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .checkpoint import Weights
+from .checkpoint import State, Weights
 from .draws import Draws
 
 
@@ -81,8 +81,8 @@ class Stage(Protocol):
     def keep(self, weights: Weights | None) -> None:
         """Ends the stage, frozen with these weights, or with those that the network has."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """What else moves beside network and optimiser."""
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """The inverse of `state`."""

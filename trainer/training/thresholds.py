@@ -11,12 +11,12 @@ when that segment is moved elsewhere in the image at random.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nemt_dicom.errors import TrainingError
+from nemt_dicom.model.manifest import MaskThreshold, ThresholdRecord
 from nemt_dicom.model.network import ExplainedNetwork
 
 from ..data.examples import Examples
@@ -55,25 +55,31 @@ class Level:
         """95th percentile of the fall without a segment moved elsewhere."""
         return float(np.percentile(self.moved, 95))
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """Margin, and mean fall and area of the segments: what the bundle keeps of it."""
-        means = {"mean_fall": float(self.fall.mean()), "mean_area": float(self.area.mean())}
-        return {"margin": self.margin, **means}
+    def record(self, drawn_share_positives: float) -> MaskThreshold:
+        """What the bundle keeps of this candidate."""
+        return MaskThreshold(
+            drawn_share_positives=drawn_share_positives,
+            margin=self.margin,
+            mean_fall=float(self.fall.mean()),
+            mean_area=float(self.area.mean()),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """The bundle's decisions, and what they gave on the validation images."""
+    """The bundle's decisions.
+
+    record: what they gave on the validation images; None if nothing was chosen.
+    """
 
     decision_threshold: float
     mask_threshold: float
     evidence_margin: float
-    found: dict[str, Any]
+    record: ThresholdRecord | None
 
 
-FIXED = Thresholds(decision_threshold=0.0, mask_threshold=0.5, evidence_margin=-1.0, found={})
-"""Of a bundle that decides nothing: one that explains a representation or whatever is predicted."""
+FIXED = Thresholds(decision_threshold=0.0, mask_threshold=0.5, evidence_margin=-1.0, record=None)
+"""Of a bundle that decides nothing: it explains a representation, or the largest output."""
 
 
 def youden(scores: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
@@ -190,15 +196,15 @@ def choose_thresholds(
         decision_threshold=decision,
         mask_threshold=chosen,
         evidence_margin=round(final.margin, 4),
-        found={
-            "sensitivity": float((probability[positive] >= decision).mean()),
-            "specificity": float((probability[~positive] < decision).mean()),
-            "images_with_segment": len(final.rows),
-            "drawn_share_positives": answers.drawn(final, decision, positive),
-            "drawn_share_negatives": answers.drawn(final, decision, ~positive),
-            "by_mask_threshold": {
-                str(candidate): {"drawn_share_positives": shares[candidate], **level.figures}
+        record=ThresholdRecord(
+            sensitivity=float((probability[positive] >= decision).mean()),
+            specificity=float((probability[~positive] < decision).mean()),
+            images_with_segment=len(final.rows),
+            drawn_share_positives=answers.drawn(final, decision, positive),
+            drawn_share_negatives=answers.drawn(final, decision, ~positive),
+            by_mask_threshold={
+                str(candidate): level.record(shares[candidate])
                 for candidate, level in levels.items()
             },
-        },
+        ),
     )

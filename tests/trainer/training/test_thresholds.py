@@ -54,12 +54,14 @@ def examples() -> Any:
 def test_all_three_are_chosen_on_a_network_that_is_right() -> None:
     network: Any = Patch(0.75)
     chosen = choose_thresholds(network, examples(), small_recipe(), Silent())
-    assert chosen.found["sensitivity"] == chosen.found["specificity"] == 1.0
+    record = chosen.record
+    assert record is not None
+    assert record.sensitivity == record.specificity == 1.0
     assert chosen.mask_threshold == 0.7  # the highest that the mask reaches
     assert chosen.evidence_margin < 0.2  # elsewhere nothing counts
-    assert chosen.found["drawn_share_positives"] == 1.0
-    assert chosen.found["drawn_share_negatives"] == 0.0
-    assert [*chosen.found["by_mask_threshold"]] == [str(c) for c in CANDIDATES if c < 0.75]
+    assert record.drawn_share_positives == 1.0
+    assert record.drawn_share_negatives == 0.0
+    assert [*record.by_mask_threshold] == [str(c) for c in CANDIDATES if c < 0.75]
 
 
 def test_without_a_segment_there_is_nothing_to_choose() -> None:
