@@ -4,13 +4,16 @@ A test that passes says that pynetdicom has mended it, and that the patch it nam
 """
 
 import contextlib
+import gc
 import logging
 import socket
 import struct
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from pydicom.config import disable_value_validation
@@ -28,8 +31,9 @@ Scp = Callable[..., ThreadedAssociationServer]
 
 
 @pytest.fixture
-def scp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scp]:
+def scp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Scp]:
     """Starts storage SCPs of pynetdicom alone, with the settings that we use."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(_config, "STORE_RECV_CHUNKED_DATASET", True)
     monkeypatch.setattr(_config, "LOG_HANDLER_LEVEL", "none")
     servers = []
@@ -46,6 +50,10 @@ def scp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scp]:
     for server in servers:
         server.ae.shutdown()
         server.server_close()
+    servers.clear()
+    with warnings.catch_warnings():  # of files that pynetdicom alone leaves open
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @contextlib.contextmanager
@@ -126,9 +134,8 @@ def test_an_invalid_uid_reaches_the_handler():
 
 
 @unmended
-def test_a_peer_that_vanishes_leaves_no_file(scp, tmp_path, monkeypatch):
+def test_a_peer_that_vanishes_leaves_no_file(scp, tmp_path):
     """`forget_connection`"""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     closed = threading.Event()
     server = scp((evt.EVT_CONN_CLOSE, lambda _event: closed.set()))
     with associated(server) as association:
