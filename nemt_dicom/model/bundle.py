@@ -68,7 +68,15 @@ class Bundle:
         Raises `BundleError`, which names the file that is missing, damaged or of another version.
         """
         folder = shipped_folder() if folder is None else folder
-        return _verified(folder, bundle_folder.read(folder / MANIFEST))
+        raw = bundle_folder.read(folder / MANIFEST)
+        while True:
+            try:
+                return _verified(folder, raw)
+            except BundleError:
+                before, raw = raw, bundle_folder.read(folder / MANIFEST)
+                if raw == before:
+                    raise
+                # Another process has replaced the bundle meanwhile: its new files are read.
 
     @classmethod
     def load_served(cls, folder: Path | None = None) -> "Bundle":
