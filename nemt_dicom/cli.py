@@ -17,7 +17,7 @@ from rich.text import Text
 
 from nemt_dicom import __version__
 from nemt_dicom.config import Settings, load_settings
-from nemt_dicom.errors import ConfigError, NemtError, Refused, StateInUse
+from nemt_dicom.errors import BadOutput, ConfigError, NemtError, Refused, StateInUse
 from nemt_dicom.files import write_whole
 
 EXIT_OK, EXIT_FAILED, EXIT_TEMPORARY, EXIT_CONFIG, EXIT_INTERRUPTED = 0, 1, 75, 78, 130
@@ -269,10 +269,10 @@ def _explain(options: argparse.Namespace) -> int:
                     write_whole(options.out / f"{name}.{output.kind}.dcm", data)
                     if output.kind == "sc":
                         write_whole(options.out / f"{name}.png", as_png(data))
-            except (Refused, OSError) as error:
+            except (Refused, BadOutput, OSError) as error:
                 failed += 1
-                text = str(error) if isinstance(error, Refused) else error.strerror or "unreadable"
-                table.add_row(file.name, Text(text, "yellow"))
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                table.add_row(file.name, Text(reason or "unreadable", "yellow"))
                 continue
             e = explanation.evidence
             figures = [f"{v:.3f}" for v in (e.probability, e.occluded, e.kept)]

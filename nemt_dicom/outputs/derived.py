@@ -17,9 +17,10 @@ from pydicom import Dataset
 
 from nemt_dicom import __version__
 from nemt_dicom.config import OutputSettings
+from nemt_dicom.intake.uid import UNUSABLE
 from nemt_dicom.model.explanation import Explanation
 from nemt_dicom.outputs.identity import make_uid
-from nemt_dicom.outputs.repair import UNUSABLE, UTF_8, character_set, comes_back, copied
+from nemt_dicom.outputs.repair import UTF_8, character_set, comes_back, copied
 from nemt_dicom.state.records import Output
 
 MANUFACTURER = "NEMt DICOM"
@@ -196,7 +197,7 @@ def pixel_spacing(source: Dataset) -> tuple[float, float] | None:
     r"""PixelSpacing in mm, between rows and between columns, where it is one; RG1's 0\0 is none."""
     try:
         rows, columns = (float(value) for value in source.PixelSpacing)
-    except (AttributeError, TypeError, ValueError):
+    except UNUSABLE:
         return None
     return (rows, columns) if min(rows, columns) >= 0.001 and max(rows, columns) <= 100 else None
 
@@ -307,7 +308,9 @@ def _contribution(explanation: Explanation) -> Dataset:
 
 def _time_zone(source: Dataset) -> tzinfo | None:
     """TimezoneOffsetFromUTC as a time zone, None for the machine's own."""
-    match = re.fullmatch(r"([+-])(\d{2})(\d{2})", str(source.get("TimezoneOffsetFromUTC") or ""))
+    match = re.fullmatch(
+        r"([+-])(\d{2})(\d{2})", str(_received(source, "TimezoneOffsetFromUTC") or "")
+    )
     if match is None:
         return None
     offset = timedelta(hours=int(match[2]), minutes=int(match[3]))

@@ -22,7 +22,7 @@ from pydicom.filereader import read_dataset
 from pydicom.sequence import Sequence
 from pydicom.valuerep import DSfloat, PersonName, validate_value
 
-from nemt_dicom.intake.uid import valid_uid
+from nemt_dicom.intake.uid import UNUSABLE, valid_uid
 
 UTF_8 = "ISO_IR 192"
 DEFAULT_SETS = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})
@@ -41,9 +41,6 @@ INSIDE_ITEMS = frozenset(
     {"IssuerOfAccessionNumberSequence", "AssigningFacilitySequence", "ReferencedStudySequence"}
 )
 """The sequences, besides those of codes, that are copied within an item."""
-
-UNUSABLE = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
-"""What a value of the wrong kind or number raises in pydicom."""
 
 
 def copied(keyword: str, value: Any, *, ascii_only: bool) -> Any:
