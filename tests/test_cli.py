@@ -1,5 +1,6 @@
 """The commands as a user meets them: what they print, what they leave, how they end."""
 
+import argparse
 import errno
 import hashlib
 import json
@@ -20,7 +21,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from nemt_dicom import cli, demo, jobs
+from nemt_dicom import cli, commands, demo, jobs
 from nemt_dicom.config import load_settings
 from nemt_dicom.errors import BadOutput, NemtError, Reason, StateError
 from nemt_dicom.files import Fs
@@ -73,6 +74,24 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not for diagnosis" in text
 
 
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            assert {choice.dest for choice in action._choices_actions} == set(action.choices)
+            for below in action.choices.values():
+                yield from parsers(below)
+
+
+@pytest.mark.parametrize("parser", list(parsers(cli._parser())), ids=lambda parser: parser.prog)
+def test_help_of_each_command_teaches(parser: argparse.ArgumentParser) -> None:
+    assert parser.description
+    assert [action for action in parser._actions if action.metavar and not action.help] == [
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    ]
+    assert max(len(line) for line in parser.format_help().splitlines()) <= 100
+
+
 def test_explain_writes_both_objects_and_a_picture(tmp_path, random_bundle, capsys) -> None:
     out = tmp_path / "out"
     code = run("explain", CHEST, LEG, "--out", str(out), "--bundle", str(random_bundle.folder))
@@ -91,7 +110,7 @@ def test_explain_writes_both_objects_and_a_picture(tmp_path, random_bundle, caps
 
 def test_inputs_of_one_name_do_not_overwrite_each_other() -> None:
     files = [Path("a/x.dcm"), Path("b/x.dcm"), Path("x-2.dcm"), Path("c/x.dcm")]
-    names = cli._distinct_names(files)
+    names = commands.distinct_names(files)
     assert len(set(names)) == 4
     assert names[0] == "x"
 
