@@ -293,7 +293,7 @@ def test_bundle_upgrade(tmp_path, capsys, random_bundle) -> None:
     assert run("bundle", "verify", old) == 0
     early = str(as_schema_2(random_bundle, tmp_path / "early", metrics={"auc": 0.5}))
     assert run("bundle", "upgrade", early) == 0
-    assert "measure anew" in capsys.readouterr().out
+    assert "measure them again" in capsys.readouterr().out
     (tmp_path / "early" / "MODEL_CARD.md").write_text("another")
     assert run("bundle", "upgrade", early) == 1
     assert "MODEL_CARD.md is damaged" in capsys.readouterr().err
