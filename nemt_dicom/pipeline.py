@@ -1,6 +1,6 @@
 """From received bytes to outputs: the one path that the worker and `explain` share.
 
-`Engine` is what the worker knows of it. `PipelineEngine` is the real one; importing this file
+`Engine` is the interface for the worker. `PipelineEngine` is the real engine; importing this file
 loads torch and the pixel decoders.
 """
 
@@ -151,7 +151,7 @@ def explain_file(
     """Explains one DICOM file.
 
     bundle: folder of a model bundle; None is the bundle that ships.
-    settings: the sections `input` and `explanation` apply; `bundle`, if given, comes first.
+    settings: the sections `input` and `explanation` apply; `bundle` wins over `explanation.bundle`.
 
     The model is loaded at each call. For many files, make one `Explainer` and give it radiographs.
     Raises `Refused` if the file is not a radiograph that can be explained, `BundleError` for a
@@ -166,11 +166,11 @@ def explain_file(
 
 
 class Engine(Protocol):
-    """What explains in the worker: the pipeline with an explainer, or a stand-in of a test."""
+    """Explains in the worker: the real pipeline, or a stand-in of a test."""
 
     @property
     def device(self) -> str:
-        """The processor, as people name it."""
+        """The name of the processor, for people."""
 
     @property
     def bundle(self) -> str:

@@ -61,7 +61,7 @@ def parse_any(where: Path, raw: bytes) -> dict[str, Any]:
 def require_signature(
     where: Path, raw: bytes, content: dict[str, Any], *, allow_nan: bool = False
 ) -> None:
-    """Raises `BundleError` if a manifest's own SHA-256 is another."""
+    """Raises `BundleError` if the SHA-256 of a manifest is not the one that it states."""
     try:
         whole = raw == signed(content, allow_nan=allow_nan)
     except (LookupError, TypeError, ValueError):
@@ -74,7 +74,7 @@ def require_signature(
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong with a value of a bundle: where it stands, and what it is."""
+    """The place and the message of the first problem."""
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
