@@ -1,7 +1,8 @@
 """Every change of the database: instances, outputs, deliveries. reader.py has the questions.
 
     instance   queued -> inferring -> done | dead | refused; conflict and refused also on arrival
-    output     a DICOM object whose bytes are in the spool; never changes
+    output     a DICOM object whose bytes are in the spool. If the disk loses them, the bytes that
+               are made again take their place. superseded: a later run made other outputs
     delivery   pending -> sent | dead, one for each output and destination
 
 A dead instance is queued again if it is sent again or an operator asks for it. A dead delivery is
