@@ -1,4 +1,4 @@
-"""What `nemt-dicom bundle` shows of a bundle, as tables for people."""
+"""The tables that `nemt-dicom bundle show` prints."""
 
 from rich.table import Table
 
@@ -6,11 +6,11 @@ from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.evaluation import Evaluation, Figure
 
 SHOWN = ("relevance_rank", "relevance_mass", "complexity", "sparseness", "faithfulness")
-"""Metrics of the explanation module that stand in the overview; the model card has all."""
+"""Metrics of the explanation module in this table; the model card has all."""
 
 
 def overview(bundle: Bundle) -> Table:
-    """What the bundle is: its target, its identity and what it decides by."""
+    """Identity, target and thresholds of a bundle."""
     m = bundle.manifest
     table = Table(title=f"{m.name} {m.version}", title_justify="left", show_header=False)
     for key, value in (
@@ -33,7 +33,7 @@ def overview(bundle: Bundle) -> Table:
 
 
 def figures(evaluation: Evaluation | None) -> Table:
-    """The main figures with their 95 % intervals, and how many images each is of."""
+    """The main figures with their 95 % intervals and their numbers of images."""
     table = Table("figure", "value (95 % interval)", "images", title_justify="left")
     if evaluation is None:
         table.title = "Never evaluated"

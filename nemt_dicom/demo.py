@@ -37,6 +37,7 @@ from pynetdicom.sop_class import Verification
 
 from nemt_dicom.errors import NemtError
 from nemt_dicom.files import write_whole
+from nemt_dicom.intake.uid import UNREADABLE
 from nemt_dicom.outputs.secondary_capture import as_png
 from nemt_dicom.state.records import DeliveryState, Instance, InstanceState
 from nemt_dicom.state.store import Store
@@ -190,9 +191,13 @@ def _read(file: Path) -> Dataset:
     try:
         with disable_value_validation():
             dataset = dcmread(file, force=True)
+            whole = all(dataset.get(keyword) for keyword in ("SOPInstanceUID", "SOPClassUID"))
     except OSError as error:
         raise NemtError(f"{file}: {error.strerror}") from error
-    if "SOPInstanceUID" not in dataset or "SOPClassUID" not in dataset:
+    except UNREADABLE as error:
+        kind = type(error).__name__
+        raise NemtError(f"{file} is not a DICOM file, or is damaged ({kind})") from error
+    if not whole:
         raise NemtError(f"{file} is not a DICOM image")
     if "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
@@ -308,13 +313,18 @@ def _await(sop_instance_uid: str, pacs: Pacs, service: _Service) -> tuple[Instan
 
 
 def _write(objects: Sequence[bytes], out: Path, stem: str) -> Iterator[Path]:
-    """Writes STEM.seg.dcm, STEM.sc.dcm and STEM.png, and yields their paths."""
+    """Writes STEM.seg.dcm, STEM.sc.dcm and STEM.png, and yields their paths.
+
+    Raises `NemtError` if the disk is full or the folder cannot be written.
+    """
     for data in objects:
         is_sc = dcmread(BytesIO(data), stop_before_pixels=True).Modality == "OT"
-        path = out / f"{stem}.{'sc' if is_sc else 'seg'}.dcm"
-        write_whole(path, data)
-        yield path
+        files = {out / f"{stem}.{'sc' if is_sc else 'seg'}.dcm": data}
         if is_sc:
-            preview = out / f"{stem}.png"
-            write_whole(preview, as_png(data))
-            yield preview
+            files[out / f"{stem}.png"] = as_png(data)
+        for path, content in files.items():
+            try:
+                write_whole(path, content)
+            except OSError as error:
+                raise NemtError(f"{path} cannot be written: {error.strerror}") from error
+            yield path

@@ -44,9 +44,7 @@ def find(store: Store, key: str) -> str:
     """
     uid = store.find(key)
     if uid is None:
-        raise NemtError(
-            f"no instance {key} in this state folder: `nemt-dicom jobs` lists the instances"
-        )
+        raise NemtError(f"no instance {key} in this state folder: `nemt-dicom jobs list` shows all")
     return uid
 
 

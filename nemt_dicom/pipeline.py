@@ -1,6 +1,6 @@
 """From received bytes to outputs: the one path that the worker and `explain` share.
 
-`Engine` is what the worker knows of it. `PipelineEngine` is the real one; importing this file
+`Engine` is the interface for the worker. `PipelineEngine` is the real engine; importing this file
 loads torch and the pixel decoders.
 """
 
@@ -16,13 +16,13 @@ from typing import Protocol
 from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import ImplicitVRLittleEndian
 
 from nemt_dicom.config import InputSettings, OutputSettings, Settings
 from nemt_dicom.errors import Reason, Refused
 from nemt_dicom.intake.header import dataset_offset
 from nemt_dicom.intake.radiograph import Radiograph
+from nemt_dicom.intake.uid import UNREADABLE, UNUSABLE
 from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.explainer import Explainer
 from nemt_dicom.model.explanation import Explanation
@@ -54,7 +54,7 @@ def read_source(data: bytes, settings: InputSettings) -> Source:
     with disable_value_validation():  # its warnings quote values, and so patients
         try:
             dataset = dcmread(BytesIO(data), force=True)
-        except (InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+        except UNREADABLE as error:
             kind = type(error).__name__
             raise Refused(Reason.UNPARSABLE, f"not a DICOM file ({kind})") from error
         if not dataset.preamble and "SOPClassUID" not in dataset:
@@ -64,11 +64,20 @@ def read_source(data: bytes, settings: InputSettings) -> Source:
                 raise Refused(Reason.TRANSFER_SYNTAX, "big endian is not supported")
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
         for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
-            if not dataset.get(keyword):
+            if not _is_there(dataset, keyword):
                 raise Refused(Reason.MISSING_ATTRIBUTE, f"{keyword} is missing")
         radiograph = Radiograph.from_dataset(dataset, settings)
     del dataset.PixelData
     return Source(dataset=dataset, radiograph=radiograph)
+
+
+def _is_there(dataset: Dataset, keyword: str) -> bool:
+    try:
+        return bool(dataset.get(keyword))
+    except UNUSABLE as error:
+        kind = type(error).__name__
+        detail = f"{keyword} has no usable value ({kind})"
+        raise Refused(Reason.INVALID_ATTRIBUTE, detail) from error
 
 
 def content_digest(data: bytes) -> str:
@@ -142,7 +151,7 @@ def explain_file(
     """Explains one DICOM file.
 
     bundle: folder of a model bundle; None is the bundle that ships.
-    settings: the sections `input` and `explanation` apply; `bundle`, if given, comes first.
+    settings: the sections `input` and `explanation` apply; `bundle` wins over `explanation.bundle`.
 
     The model is loaded at each call. For many files, make one `Explainer` and give it radiographs.
     Raises `Refused` if the file is not a radiograph that can be explained, `BundleError` for a
@@ -157,11 +166,11 @@ def explain_file(
 
 
 class Engine(Protocol):
-    """What explains in the worker: the pipeline with an explainer, or a stand-in of a test."""
+    """Explains in the worker: the real pipeline, or a stand-in of a test."""
 
     @property
     def device(self) -> str:
-        """The processor, as people name it."""
+        """The name of the processor, for people."""
 
     @property
     def bundle(self) -> str:

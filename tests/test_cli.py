@@ -1,5 +1,6 @@
 """The commands as a user meets them: what they print, what they leave, how they end."""
 
+import argparse
 import errno
 import hashlib
 import json
@@ -9,9 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,11 +21,15 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from nemt_dicom import cli, demo, jobs
+from nemt_dicom import cli, commands, demo, jobs
 from nemt_dicom.config import load_settings
-from nemt_dicom.errors import NemtError, Reason, StateError
+from nemt_dicom.errors import BadOutput, NemtError, Reason, StateError
 from nemt_dicom.files import Fs
+from nemt_dicom.intake.radiograph import Radiograph
 from nemt_dicom.model.bundle import Bundle
+from nemt_dicom.model.explainer import Explainer
+from nemt_dicom.model.explanation import Explanation
+from nemt_dicom.model.golden import golden_radiograph
 from nemt_dicom.state.records import Arrival, Output, Rejection
 from nemt_dicom.state.store import Store
 from tests.model.bundle_kit import as_schema_2
@@ -68,6 +74,24 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not for diagnosis" in text
 
 
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            assert {choice.dest for choice in action._choices_actions} == set(action.choices)
+            for below in action.choices.values():
+                yield from parsers(below)
+
+
+@pytest.mark.parametrize("parser", list(parsers(cli._parser())), ids=lambda parser: parser.prog)
+def test_help_of_each_command_teaches(parser: argparse.ArgumentParser) -> None:
+    assert parser.description
+    assert [action for action in parser._actions if action.metavar and not action.help] == [
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    ]
+    assert max(len(line) for line in parser.format_help().splitlines()) <= 100
+
+
 def test_explain_writes_both_objects_and_a_picture(tmp_path, random_bundle, capsys) -> None:
     out = tmp_path / "out"
     code = run("explain", CHEST, LEG, "--out", str(out), "--bundle", str(random_bundle.folder))
@@ -86,7 +110,7 @@ def test_explain_writes_both_objects_and_a_picture(tmp_path, random_bundle, caps
 
 def test_inputs_of_one_name_do_not_overwrite_each_other() -> None:
     files = [Path("a/x.dcm"), Path("b/x.dcm"), Path("x-2.dcm"), Path("c/x.dcm")]
-    names = cli._distinct_names(files)
+    names = commands.distinct_names(files)
     assert len(set(names)) == 4
     assert names[0] == "x"
 
@@ -129,6 +153,26 @@ def test_explain_leaves_no_half_file_and_goes_on(
     assert " other [b].dcm " in text
     assert {path.name for path in out.iterdir()} == {
         "other [b].seg.dcm", "other [b].sc.dcm", "other [b].png",
+    }  # fmt: skip
+
+
+def test_explain_goes_on_after_an_explanation_that_is_not_finite(
+    tmp_path, capsys, monkeypatch, random_bundle
+) -> None:
+    bad, whole = iter([True]), Explainer.explain
+
+    def explain(explainer: Explainer, radiographs: Sequence[Radiograph]) -> list[Explanation]:
+        if next(bad, False):
+            raise BadOutput("the model gave NaN or infinity")
+        return whole(explainer, radiographs)
+
+    monkeypatch.setattr(Explainer, "explain", explain)
+    shutil.copy(CHEST, tmp_path / "other.dcm")
+    options = ["--out", str(tmp_path / "out"), "--bundle", str(random_bundle.folder)]
+    assert run("explain", CHEST, str(tmp_path / "other.dcm"), *options) == 1
+    assert " the model gave NaN or infinity " in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "other.seg.dcm", "other.sc.dcm", "other.png",
     }  # fmt: skip
 
 
@@ -249,7 +293,7 @@ def test_bundle_upgrade(tmp_path, capsys, random_bundle) -> None:
     assert run("bundle", "verify", old) == 0
     early = str(as_schema_2(random_bundle, tmp_path / "early", metrics={"auc": 0.5}))
     assert run("bundle", "upgrade", early) == 0
-    assert "measure anew" in capsys.readouterr().out
+    assert "measure them again" in capsys.readouterr().out
     (tmp_path / "early" / "MODEL_CARD.md").write_text("another")
     assert run("bundle", "upgrade", early) == 1
     assert "MODEL_CARD.md is damaged" in capsys.readouterr().err
@@ -508,5 +552,16 @@ def test_demo_does_not_wait_for_a_service_that_is_gone(tmp_path) -> None:
 
 
 def test_demo_names_the_file_it_cannot_read(tmp_path, capsys) -> None:
-    assert run("demo", str(tmp_path / "gone.dcm")) == 1
-    assert "gone.dcm" in capsys.readouterr().err
+    damaged = Path(CHEST).read_bytes()
+    place = damaged.index(b"\x08\x00\x18\x00UI", 132) + 4  # SOPInstanceUID
+    (tmp_path / "damaged.dcm").write_bytes(damaged[:place] + b"Q?" + damaged[place + 2 :])
+    for name in ("gone.dcm", "damaged.dcm"):
+        assert run("demo", str(tmp_path / name), "--out", str(tmp_path / "out")) == 1
+        assert name in capsys.readouterr().err.replace("\n", "")
+
+
+def test_demo_names_the_result_it_cannot_write(tmp_path) -> None:
+    buffer = BytesIO()
+    golden_radiograph().save_as(buffer, enforce_file_format=True)
+    with pytest.raises(NemtError, match=r"a\.seg\.dcm cannot be written"):
+        list(demo._write([buffer.getvalue()], tmp_path / "none", "a"))

@@ -18,7 +18,7 @@ from nemt_dicom.errors import DataError, Reason, Refused
 from nemt_dicom.intake.admission import admit
 from nemt_dicom.intake.display import display_curve
 from nemt_dicom.intake.pixel_data import decode
-from nemt_dicom.intake.uid import value_of
+from nemt_dicom.intake.uid import UNUSABLE, value_of
 
 Orientation = tuple[Literal["L", "R", "H", "F"], Literal["L", "R", "H", "F"]]
 """PatientOrientation (PS3.3 C.7.6.1.1.1): the directions in which column and row numbers grow.
@@ -35,9 +35,6 @@ SPACINGS = (
 """Attributes with the height and the width of a pixel. The first usable one counts."""
 MAX_ASPECT = 5.0
 """A pixel that is more than this times as high as wide, or as wide as high, is refused."""
-
-_UNUSABLE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
-"""Errors that an attribute raises if its value has the wrong type or the wrong multiplicity."""
 
 _PICTURE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 """Errors that Pillow raises if a file is damaged, of an unknown format or far too large."""
@@ -74,8 +71,7 @@ class Radiograph:
         try:
             admit(dataset, settings)
             return cls._from_admitted(dataset)
-        except _UNUSABLE as error:
-            # pydicom converts the value of an attribute at its first use
+        except UNUSABLE as error:
             raise Refused(
                 Reason.INVALID_ATTRIBUTE,
                 f"an attribute has no usable value ({type(error).__name__})",

@@ -1,9 +1,26 @@
 """Reads values that several modules need: UIDs, and attributes that may be empty."""
 
 import re
+import zlib
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
+
+UNUSABLE = (
+    AttributeError,
+    BytesLengthException,
+    LookupError,
+    NotImplementedError,
+    OverflowError,
+    TypeError,
+    ValueError,
+)
+"""Errors that an attribute raises when it is read, if its VR is unknown or its value is of the
+wrong type, length or multiplicity. pydicom converts a value at its first use.
+"""
+UNREADABLE = (InvalidDicomError, EOFError, zlib.error, *UNUSABLE)
+"""Errors that `pydicom.dcmread` raises if a file is no DICOM file, or is damaged."""
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 

@@ -1,15 +1,16 @@
 """A model bundle: everything a trained explanation needs, in one folder.
 
-    manifest.json        what it is and the SHA-256 of every file, its own included
+    manifest.json        the description, and the SHA-256 of every file, itself included
     model.safetensors    target model and explanation module
     golden.dcm           a synthetic radiograph
-    golden.safetensors   what the bundle says of it: tensor, response, mask
-    MODEL_CARD.md        what it was trained on, how well it does, what it is not for
+    golden.safetensors   its recorded tensor, response and mask
+    MODEL_CARD.md        its training data, its figures, its intended use and its limits
     evaluation.json      the figures of `nemt-eval`; absent if it was never evaluated
 
 There is no pickle anywhere. A bundle has two digests. The digest of the folder is the SHA-256 of
-the manifest, which names all other files: it says whether the folder is whole. The model digest is
-made from what decides an explanation: it says which model this is, whatever is written about it.
+the manifest, which names all other files: it shows whether the folder is whole. The model digest is
+made from everything that decides an explanation: it names the model. Other figures and another
+model card do not change it.
 """
 
 import hashlib
@@ -68,7 +69,15 @@ class Bundle:
         Raises `BundleError`, which names the file that is missing, damaged or of another version.
         """
         folder = shipped_folder() if folder is None else folder
-        return _verified(folder, bundle_folder.read(folder / MANIFEST))
+        raw = bundle_folder.read(folder / MANIFEST)
+        while True:
+            try:
+                return _verified(folder, raw)
+            except BundleError:
+                before, raw = raw, bundle_folder.read(folder / MANIFEST)
+                if raw == before:
+                    raise
+                # Another process has replaced the bundle meanwhile: its new files are read.
 
     @classmethod
     def load_served(cls, folder: Path | None = None) -> "Bundle":
@@ -95,12 +104,12 @@ class Bundle:
 
     @property
     def model_digest(self) -> str:
-        """SHA-256 of what decides an explanation: `Manifest.model_digest`."""
+        """SHA-256 of everything that decides an explanation: `Manifest.model_digest`."""
         return self.manifest.model_digest
 
     @property
     def provenance(self) -> Provenance:
-        """What every explanation by this bundle says of its origin."""
+        """The provenance of every explanation by this bundle."""
         m = self.manifest
         return Provenance(
             target=m.target,
@@ -113,7 +122,7 @@ class Bundle:
         )
 
     def path(self, name: str) -> Path:
-        """Where one of the bundle's files lies."""
+        """The path of one of the bundle's files."""
         return bundle_folder.current(self.folder, name, self.manifest.sha256[name])
 
     @property
@@ -155,8 +164,9 @@ def save(
 ) -> Bundle:
     """Writes a bundle and reads it back. A kill leaves the folder as it was, or the new bundle.
 
-    Weights are stored as `as_stored` says if `half`, else as they are; the golden answer is that
-    of the stored weights.
+    half: whether weights are stored by `as_stored`; otherwise they are stored unchanged.
+
+    The golden answer is computed with the stored weights.
     """
     weights = {
         k: as_stored(v) if half else v.detach().cpu().contiguous()
@@ -180,7 +190,7 @@ def save(
 
 
 def save_figures(bundle: Bundle, evaluation: Evaluation, model_card: str) -> Bundle:
-    """Writes other figures and another model card into a bundle's folder and reads it back.
+    """Replaces the figures and the model card of a bundle, and reads it back.
 
     The model and its digest stay. A kill leaves the old bundle or the new one.
     """
@@ -189,13 +199,13 @@ def save_figures(bundle: Bundle, evaluation: Evaluation, model_card: str) -> Bun
 
 
 def _written_about(evaluation: Evaluation | None, model_card: str) -> dict[str, bytes]:
-    """The files that say how good a bundle is."""
+    """The figures and the model card, by file name."""
     figures = {} if evaluation is None else {EVALUATION: evaluation_bytes(evaluation)}
     return {MODEL_CARD: model_card.encode(), **figures}
 
 
 def evaluation_bytes(evaluation: Evaluation) -> bytes:
-    """`evaluation.json`. What a bundle does not keep of an evaluation is left out."""
+    """`evaluation.json`: the part of an evaluation that a bundle keeps."""
     return canonical(evaluation.for_bundle().model_dump(mode="json"))
 
 
@@ -212,7 +222,7 @@ def replace_files(folder: Path, content: dict[str, Any], data: Mapping[str, byte
 
 
 def _verified(folder: Path, raw: bytes) -> Bundle:
-    """The bundle of a folder by a manifest of these bytes."""
+    """The bundle of a folder, verified. `raw` is its manifest."""
     where = folder / MANIFEST
     content = bundle_folder.parse(where, raw)
     try:
@@ -267,7 +277,7 @@ def _float32(value: torch.Tensor) -> torch.Tensor:
 def as_stored(value: torch.Tensor) -> torch.Tensor:
     """A weight as a bundle stores it: float16, or float32 if it has fewer than 8192 values.
 
-    The small ones (norms, first layers) cost little space, and rounding them moves p most.
+    Small ones (norms, first layers) cost little space, and rounding them would change p most.
     """
     value = value.detach().cpu().contiguous()
     return value.half() if value.is_floating_point() and value.numel() >= 8192 else value

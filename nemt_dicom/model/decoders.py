@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Norm = Literal["batch", "group"]
-"""What normalises in a decoder. Group norm knows no other image of the batch, so that any number
-of processes computes the same."""
+"""The normalisation in a decoder. Group norm reads no other image of the batch, so the result does
+not depend on the number of processes."""
 
 Features = list[Tensor]
 """Feature maps of the encoder, fine to coarse: (B, C_i, S / r_i, S / r_i)."""
@@ -18,7 +18,7 @@ UNET_WIDTHS = (256, 128, 64, 32, 16)
 """Channels of the paper's decoder, coarse to fine."""
 
 FIRST_GAIN = 1.0
-"""Gain before training: what the image shows and how likely the target is add up as log odds do."""
+"""Gain before training: the logits of the mask and the log odds of the target are added up."""
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
@@ -27,10 +27,10 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class Decoder(nn.Module):
-    """What every decoder has.
+    """The base of every decoder.
 
-    gain: how much the mask's logits rise with the log odds of the output explained, learnt; None
-    where the mask is told nothing of the prediction.
+    gain: factor of the log odds of the explained output in the mask's logits, learnt. None if the
+        mask does not follow the prediction.
     """
 
     def __init__(self, *, follows: bool) -> None:
@@ -40,7 +40,8 @@ class Decoder(nn.Module):
     def mask(self, images: Tensor, features: Features, log_odds: Tensor | None) -> Tensor:
         """The mask before smoothing, (B, 1, S, S) in [0, 1].
 
-        images: (B, 3, S, S). log_odds: of the output explained (B,), or None.
+        images: (B, 3, S, S).
+        log_odds: of the explained output (B,), or None.
         """
         logits: Tensor = self(images, features)
         if self.gain is not None and log_odds is not None:
@@ -49,10 +50,10 @@ class Decoder(nn.Module):
 
 
 class LightDecoder(Decoder):
-    """Encoder features -> one mask logit a pixel, with about 0.1 M parameters.
+    """Encoder features -> one mask logit for each pixel, with about 0.1 M parameters.
 
-    Each stage from stride 4 on is projected to `width` channels and summed top-down; the logits
-    at stride 4 are upsampled once, for the smoothing blurs finer detail away anyway.
+    Each stage from stride 4 on is projected to `width` channels and added from coarse to fine. The
+    logits at stride 4 are upsampled once: the smoothing would blur finer detail anyway.
     """
 
     def __init__(
@@ -134,10 +135,10 @@ def _conv(before: int, after: int, norm: Norm) -> tuple[nn.Module, ...]:
 class NeighbourhoodAveraging(nn.Module):
     """Stochastic weighted neighbourhood averaging of a mask (paper, section 3.2.2).
 
-    Every mask of a training batch meets a random kernel of its own, with positive weights that sum
-    to 1; the trainer draws them. Without kernels it is their expectation, the uniform average,
-    computed as two one-dimensional averages: an explanation of one image is always the same. The
-    border is replicated: a circular border would carry evidence to the other side of the image.
+    In training, each mask of a batch is averaged with a different random kernel, which the trainer
+    draws. Its weights are positive and sum to 1. Without kernels the result is the expectation, the
+    uniform average, as two one-dimensional averages: the explanation of an image is always the
+    same. The border is replicated: a circular border would carry evidence to the other side.
     """
 
     def __init__(self, side: int) -> None:

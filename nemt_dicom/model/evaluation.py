@@ -37,10 +37,12 @@ class Figure(Frozen):
 
 
 class CodeState(Frozen):
-    """Which code made a result.
+    """The code that made a result.
 
-    version: the release. commit: the git commit, or "unknown". dirty: whether the sources differ
-    from the commit; None if that is unknown. sources: SHA-256 of the Python sources.
+    version: the release.
+    commit: the git commit, or "unknown".
+    dirty: whether the sources differ from the commit; None if that is unknown.
+    sources: SHA-256 of the Python sources.
     """
 
     version: str
@@ -50,15 +52,16 @@ class CodeState(Frozen):
 
 
 class Scope(Frozen):
-    """Which images an evaluation is of, and what made it.
+    """The images of an evaluation, and the code and the device that made it.
 
     split: "train", "validation" or "test".
-    images, positives: images read, and images with the target among them.
+    images: number of images read.
+    positives: number of these images with the target.
     with_ground_truth: positives that have boxes or a lesion mask.
     unreadable: images that could not be read and were left out.
     fingerprint: SHA-256 of the names and labels of the images.
     thorough: whether the further tests were made.
-    device: the processor, as people name it.
+    device: name of the processor, for people.
     """
 
     split: str
@@ -104,7 +107,8 @@ class MaskArea(Frozen):
 class Drawn(Frozen):
     """Share of images on which the service draws a segment.
 
-    boxed: of the images with ground truth. boxed_verdicts: how many of them get each verdict.
+    boxed: share of the images with ground truth.
+    boxed_verdicts: number of these images by verdict.
     """
 
     positives: Figure | None = None
@@ -114,13 +118,17 @@ class Drawn(Frozen):
 
 
 class Scores(Frozen):
-    """The metrics of one method's maps. The names are those of Quantus, where it has them.
+    """The metrics of one method's maps. The names are those of Quantus, if it has the metric.
 
-    relevance_rank, relevance_mass: where the map lies (higher is better).
-    *_less_others: the same, less the mean score of the method's maps of the other images.
-    complexity (lower), sparseness, faithfulness (higher is better): of the map itself.
-    deletion_*, insertion_*: area under p as pixels are removed, or alone shown.
-    road: ROAD. area: mean of the map.
+    relevance_rank, relevance_mass: agreement of the map with the ground truth (higher is better).
+    *_less_others: the same minus the mean score of the method's maps of all other images.
+    complexity: of the map (lower is better).
+    sparseness: of the map (higher is better).
+    faithfulness: of the map (higher is better).
+    deletion_*: area under p while pixels are removed.
+    insertion_*: area under p while pixels are shown on the fill.
+    road: ROAD.
+    area: mean of the map.
     """
 
     relevance_rank: Figure | None = None
@@ -141,7 +149,7 @@ class Scores(Frozen):
 
 
 class Seconds(Frozen):
-    """Seconds an image.
+    """Seconds for each image.
 
     single: one image at a time. batch: the mean in a batch of 32; None if the method is too slow.
     """
@@ -153,8 +161,10 @@ class Seconds(Frozen):
 class MethodResult(Frozen):
     """All figures of one attribution method.
 
-    library, settings: what computed the maps, and how.
-    asked, failed: images that the method was asked for, and images on which it failed.
+    library: the code that computed the maps.
+    settings: of the method, in words.
+    asked: number of images that the method was asked for.
+    failed: number of images on which it failed.
     failures: the different reasons.
     scores: its metrics.
     nemt_less: the explanation module's metrics less this method's, paired by image.
@@ -203,7 +213,8 @@ class RandomisedMethod(Frozen):
 class Randomisation(Frozen):
     """Dependence on the model's weights (J. Adebayo et al., NeurIPS 2018).
 
-    layers: the groups of layers, from the output to the input. methods: by key.
+    layers: the groups of layers, from the output to the input.
+    methods: by key.
     """
 
     layers: tuple[str, ...]
@@ -211,10 +222,11 @@ class Randomisation(Frozen):
 
 
 class Stability(Frozen):
-    """What a change of the image that should change nothing does to a mask.
+    """The effect on a mask of a change of the image that should change nothing.
 
-    iou: overlap of the segments before and after. relevance_mass, relevance_rank: mean absolute
-    change of the score.
+    iou: overlap of the segments before and after.
+    relevance_mass: mean absolute change of the score.
+    relevance_rank: likewise.
     """
 
     iou: Figure
@@ -223,10 +235,12 @@ class Stability(Frozen):
 
 
 class Answers(Frozen):
-    """What a bundle answers to a group of images.
+    """The answers of a bundle to a group of images.
 
-    area: mean mask. probability: p. drawn: share of images with a segment shown. fall: fall of p
-    without the segment, of the images that have one.
+    area: mean of the mask.
+    probability: p.
+    drawn: share of images with a drawn segment.
+    fall: fall of p without the segment, for the images that have one.
     """
 
     area: Figure
@@ -236,7 +250,11 @@ class Answers(Frozen):
 
 
 class Subgroup(Frozen):
-    """Figures of a subgroup. images: how many. methods: metrics by key of the method."""
+    """Figures of a subgroup.
+
+    images: number of images.
+    methods: metrics by key of the method.
+    """
 
     images: int
     methods: dict[str, Scores]
@@ -245,7 +263,7 @@ class Subgroup(Frozen):
 class Evaluation(Frozen):
     """Everything that was measured of a bundle.
 
-    scope: which images, by which code.
+    scope: the images and the code.
     checks: the questions with their answers.
     metrics: how each metric is measured, in words.
     classifier: seconds of the target model's forward pass alone.

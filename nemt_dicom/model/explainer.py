@@ -1,4 +1,4 @@
-"""A bundle at work: radiographs in, explanations in their own frames out."""
+"""Explains radiographs with a bundle. Each explanation is in the frame of its radiograph."""
 
 from collections.abc import Sequence
 
@@ -19,8 +19,9 @@ from nemt_dicom.model.preprocess import Geometry
 class Explainer:
     """Explains radiographs with one bundle on one device.
 
-    device: as torch names it; device_name: as people do. Construction replays the bundle's golden
-    image and raises `SelfTestError` where the answer differs.
+    device: the name that torch gives it.
+
+    Construction replays the bundle's golden image and raises `SelfTestError` if the answer differs.
     """
 
     def __init__(self, bundle: Bundle, settings: ExplanationSettings) -> None:
@@ -40,9 +41,9 @@ class Explainer:
         return f"cpu ({torch.get_num_threads()} threads)"
 
     def explain(self, radiographs: Sequence[Radiograph]) -> list[Explanation]:
-        """One explanation a radiograph, in order, computed as one batch.
+        """One explanation for each radiograph, in order, computed as one batch.
 
-        Raises `BadOutput` where the network gives NaN or infinity.
+        Raises `BadOutput` if the network gives NaN or infinity.
         """
         if not radiographs:
             return []
@@ -71,8 +72,8 @@ class Explainer:
     def _infer(self, tensors: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images (B, 1, S, S) -> p (B,), mask (B, 1, S, S), p occluded (B,), p kept (B,).
 
-        inside: bool, False for the black beside the image, padding and what lies outside the
-        collimation: no part of a segment.
+        inside: bool, False beside the image, on padding and outside the collimation. These places
+            are no part of a segment.
         """
         images = tensors.to(self.device)
         probability, mask = self.network.explain(images)

@@ -1,4 +1,4 @@
-"""What one forward pass says about one radiograph: a mask, its evidence and where it came from."""
+"""The explanation of one radiograph: a mask, its evidence and its provenance."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -46,7 +46,8 @@ class Provenance:
 class Evidence:
     """Probabilities of the target, each in [0, 1].
 
-    probability: of the image. occluded: with the segment replaced by the bundle's fill.
+    probability: of the image.
+    occluded: with the segment replaced by the bundle's fill.
     kept: with everything but the segment replaced by the fill.
     """
 
@@ -56,7 +57,7 @@ class Evidence:
 
     @property
     def fall(self) -> float:
-        """How far occluding the segment lowers the probability; negative where it rises."""
+        """How far occluding the segment lowers the probability; negative if it rises."""
         return self.probability - self.occluded
 
 
@@ -68,7 +69,7 @@ class Explanation:
     segment: (rows, columns) bool; mask >= mask_threshold, before anything is held back.
     explain_below_threshold: the setting under which the verdict was reached.
 
-    Raises `BadOutput` on construction where a value is NaN or infinite.
+    Raises `BadOutput` on construction if a value is NaN or infinite.
     """
 
     mask: NDArray[np.float32]
@@ -86,7 +87,7 @@ class Explanation:
 
     @property
     def below_threshold(self) -> bool:
-        """True where p does not reach the decision threshold, whatever the settings."""
+        """Whether p is below the decision threshold, whatever the settings."""
         return self.evidence.probability < self.provenance.decision_threshold
 
     @property
@@ -102,7 +103,7 @@ class Explanation:
 
     @property
     def drawn(self) -> NDArray[np.bool_]:
-        """(rows, columns) bool: the segment where the verdict is `EXPLAINED`, else empty."""
+        """(rows, columns) bool: the segment if the verdict is `EXPLAINED`, otherwise empty."""
         if self.verdict is Verdict.EXPLAINED:
             return self.segment
         return np.zeros_like(self.segment)

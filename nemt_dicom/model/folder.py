@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nemt_dicom.errors import BundleError
+from nemt_dicom.files import Fs
 from nemt_dicom.model.manifest import EVALUATION, FILES, MANIFEST, SCHEMA_VERSION, signed
 
 NEW = ".new"
@@ -60,7 +61,7 @@ def parse_any(where: Path, raw: bytes) -> dict[str, Any]:
 def require_signature(
     where: Path, raw: bytes, content: dict[str, Any], *, allow_nan: bool = False
 ) -> None:
-    """Raises `BundleError` if a manifest's own SHA-256 is another."""
+    """Raises `BundleError` if the SHA-256 of a manifest is not the one that it states."""
     try:
         whole = raw == signed(content, allow_nan=allow_nan)
     except (LookupError, TypeError, ValueError):
@@ -73,24 +74,29 @@ def require_signature(
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong with a value of a bundle: where it stands, and what it is."""
+    """The place and the message of the first problem."""
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def current(folder: Path, name: str, digest: str) -> Path:
-    """Where the file `name` of this SHA-256 lies, if a kill came before it took its name."""
+    """The path of the file `name` with this SHA-256: `NAME.new` if a kill left it there."""
     draft = folder / f"{name}{NEW}"
-    return draft if draft.is_file() and _has(draft, digest) else folder / name
+    return draft if _has(draft, digest) else folder / name
 
 
 def require(folder: Path, name: str, digest: str | None) -> Path:
     """The path of a file that has this SHA-256. Raises `BundleError` if it has another."""
-    path = current(folder, name, digest or "")
-    actual = hashlib.sha256(read(path)).hexdigest()
+    path = folder / name
+    try:
+        path = current(folder, name, digest or "")
+        # `current` has compared a draft. To read it again could miss it: `settle` renames it.
+        actual = _sha256(path) if path.name == name else digest
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}; this is not a whole bundle") from error
     if actual != digest:
         raise BundleError(
-            f"{path} is damaged: its SHA-256 is {actual[:12]}..., the manifest says "
+            f"{path} is damaged: its SHA-256 is {str(actual)[:12]}..., the manifest says "
             f"{(digest or 'nothing')[:12]}...; install the bundle again"
         )
     return path
@@ -102,7 +108,9 @@ def replace(
     """Makes `folder` the bundle of `manifest`: writes `files`, keeps its other files.
 
     check: called when all is written and nothing is replaced; if it raises, the folder stays the
-    old bundle. Raises `OSError` if the disk is full, and leaves the old bundle then, too.
+        old bundle.
+
+    Raises `OSError` if the disk is full or fails. The folder stays the old bundle then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settle(folder)
@@ -110,36 +118,56 @@ def replace(
         for name, data in {**files, MANIFEST: manifest}.items():
             _write(folder / f"{name}{NEW}", data)
         check()
+        Fs().fsync(folder)  # a power cut must not keep the rename below and lose a new file
         (folder / f"{MANIFEST}{NEW}").replace(folder / MANIFEST)
-        _synchronise(folder)
+        Fs().fsync(folder)
     finally:
         settle(folder)
 
 
 def settle(folder: Path) -> None:
-    """Ends what a kill interrupted: files take their names, drafts of no use are removed."""
+    """Finishes a replacement that a kill interrupted.
+
+    New files that the manifest names take their names. All other drafts are removed. Raises
+    `OSError` if the manifest exists and cannot be read: nothing is removed then.
+    """
     digests = _digests(folder)
     for name in REPLACEABLE:
         draft = folder / f"{name}{NEW}"
-        if draft.is_file() and name in digests and _has(draft, digests[name]):
+        if name in digests and _has(draft, digests[name]):
             draft.replace(folder / name)
         else:
-            draft.unlink(missing_ok=True)
-    (folder / f"{MANIFEST}{NEW}").unlink(missing_ok=True)
+            _remove(draft)
+    _remove(folder / f"{MANIFEST}{NEW}")
     if digests and EVALUATION not in digests:
-        (folder / EVALUATION).unlink(missing_ok=True)
+        _remove(folder / EVALUATION)
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """What the manifest says of the files; empty if there is no manifest that can be read."""
+    """The SHA-256 of each file by the manifest; empty if the manifest is missing or damaged."""
     try:
         return dict(json.loads((folder / MANIFEST).read_bytes())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
 
 
 def _has(path: Path, digest: str) -> bool:
-    return hashlib.sha256(read(path)).hexdigest() == digest
+    """Whether the file exists and has this SHA-256."""
+    try:
+        return _sha256(path) == digest
+    except FileNotFoundError:
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Removes a file. If it is missing, the folder may be read-only."""
+    if path.exists():
+        path.unlink(missing_ok=True)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -147,11 +175,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _synchronise(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,7 +1,7 @@
 """The golden image of a bundle: a synthetic radiograph with the recorded answer to it.
 
-A replay through the served path shows whether the bundle still does what it did when it was saved.
-It also catches a library that computes differently.
+A replay through the served path shows whether the bundle still gives the answer that it gave when
+it was saved. It also finds a library that computes differently.
 """
 
 from io import BytesIO
@@ -24,7 +24,9 @@ from nemt_dicom.model.network import ExplainedNetwork
 from nemt_dicom.model.preprocess import Preprocessing
 
 LIMITS = {"tensor": 1e-4, "response": 5e-3, "mask": 1e-2}
-"""Across processors and library releases; a wrong weight or step moves the answer further."""
+"""Largest allowed differences: those between processors and library releases are smaller, those of
+a wrong weight or a wrong step are larger.
+"""
 
 
 def record(preprocessing: Preprocessing, network: ExplainedNetwork) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
 """`manifest.json` of a bundle, schema 3, as frozen values, and the one way to write it.
 
-What decides an explanation stands at the top: the model's identity is made from it. What was done
-to get there stands in `training` and `data`, for people, for the model card and for the trainer.
+Fields at the top decide an explanation: the model digest is made from them. `training` and `data`
+describe how the model was made, for people, for the model card and for the trainer.
 """
 
 import hashlib
@@ -46,10 +46,10 @@ class Parameters(Frozen):
 
 
 class MaskThreshold(Frozen):
-    """What one candidate mask threshold gave on the validation images.
+    """Results of one candidate mask threshold on the validation images.
 
     drawn_share_positives: share of positives with a drawn segment.
-    margin: the evidence margin that it brings.
+    margin: the evidence margin that belongs to it.
     mean_fall: mean fall of p without the segment.
     mean_area: mean share of the image.
     """
@@ -61,7 +61,7 @@ class MaskThreshold(Frozen):
 
 
 class ThresholdRecord(Frozen):
-    """What the chosen thresholds gave on the validation images.
+    """Results of the chosen thresholds on the validation images.
 
     by_mask_threshold: every candidate, by its value.
     """
@@ -75,10 +75,10 @@ class ThresholdRecord(Frozen):
 
 
 class Parent(Frozen):
-    """The bundle that a target model was taken from, and what it says of its training.
+    """The bundle that a target model was taken from, and a record of its training.
 
     digest: its model digest; for a bundle of a release before 0.8, the SHA-256 of its manifest.
-    data: fingerprint of the data that its networks were trained on; None if they were several.
+    data: fingerprint of the data that its networks were trained on; None if their data differ.
     module_kept: whether its explanation module was taken, too.
     target_model_file, initial_weights_file: SHA-256 of the files that its networks began with.
         If the parent took its target model from another bundle, they are that bundle's.
@@ -166,14 +166,16 @@ class TrainingData(Frozen):
 
 
 class Description(Frozen):
-    """What the maker of a bundle says of it. There are no defaults: a missing key is an error.
+    """The description of a bundle by its maker. There are no defaults: a missing key is an error.
 
-    name, version: what people call the bundle; version is the release that trained it.
+    name: of the bundle, for people.
+    version: the release that trained it.
     decision_threshold: acts on the probability p; below it nothing is drawn.
     mask_threshold: makes the mask a segment.
     evidence_margin: how far p must fall when the segment is occluded.
-    fill: what takes the place of occluded pixels.
-    training, data: None for a bundle that was not made by the trainer.
+    fill: the pixels that replace occluded pixels.
+    training: None for a bundle that the trainer did not make.
+    data: likewise.
     """
 
     name: str
@@ -206,10 +208,10 @@ class Manifest(Description):
 
     @property
     def model_digest(self) -> str:
-        """SHA-256 of what decides an explanation, and of nothing else: the model's identity.
+        """SHA-256 of everything that decides an explanation, and of nothing else.
 
-        The values are those of the manifest, so that a field that a later release adds with a
-        default changes no digest.
+        It is made from the values in the file, not from the models of this release: a field that a
+        later release adds with a default changes no digest.
         """
         decides = {
             "weights": self.sha256[WEIGHTS],
@@ -231,7 +233,7 @@ def canonical(content: dict[str, Any], *, allow_nan: bool = False) -> bytes:
 
 
 def signed(content: dict[str, Any], *, allow_nan: bool = False) -> bytes:
-    """A manifest's bytes, its own SHA-256 among them: it is taken while that entry is empty."""
+    """The bytes of a manifest with its SHA-256, which is computed while its entry is empty."""
 
     def written(digest: str) -> bytes:
         sha256 = {**content["sha256"], MANIFEST: digest}

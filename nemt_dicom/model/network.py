@@ -1,8 +1,11 @@
 """The frozen target model and the explanation module on its features.
 
-One pass of the encoder serves both the prediction and the mask (paper, section 3: the NEM-U
-architecture). Images here are (B, C, S, S) float32 in [0, 1], C = 1 for radiographs and 3 for
-colour photographs; masks are (B, 1, S, S) float32 in [0, 1] with **1 = evidence for the target**.
+The method is that of the paper: Møller, Amiri, Igel, Wickstrøm, Jenssen, Keicher, Azampour, Navab,
+Ibragimov: *NEMt: Fast Targeted Explanations for Medical Image Models via Neural Explanation Masks*.
+One pass of the encoder gives both the prediction and the mask (section 3: the NEM-U architecture).
+
+Images here are (B, C, S, S) float32 in [0, 1]; C is 1 for radiographs and 3 for colour photographs.
+Masks are (B, 1, S, S) float32 in [0, 1]; **1 = evidence for the target**.
 """
 
 from dataclasses import asdict, dataclass
@@ -22,7 +25,7 @@ from nemt_dicom.model.decoders import (
 )
 
 Fill = Literal["black", "mean", "blur"]
-"""What takes the place of removed pixels."""
+"""The pixels that replace removed pixels."""
 
 BLUR_SIGMA = 10.0
 """Standard deviation of the blurred fill, in pixels of a 224-pixel frame."""
@@ -36,25 +39,29 @@ REPRESENTATION = "representation"
 class Architecture:
     """Everything needed to build the network before its weights are loaded.
 
-    backbone: a timm model name. outputs: the labels of its outputs, in order.
-    activation: "sigmoid" where each output is a label of its own, "softmax" where the outputs are
-        classes that exclude each other, "none" where the output is an embedding.
+    backbone: a timm model name.
+    outputs: the labels of its outputs, in order.
+    activation: "sigmoid" if each output is an independent label, "softmax" if the outputs are
+        classes that exclude each other, "none" if the output is an embedding.
     target: the explained output, or "representation".
-    explains: "target" (that output, always), "predicted" (the output with the largest value,
-        whichever it is) or "representation" (the embedding as a whole).
-    embedding: values of the embedding that the backbone's head gives; 0 where there is no head
-        and the embedding is the pooled features, and where no representation is explained.
-    pixel_mean, pixel_std: normalisation of the backbone's input.
-    decoder: "light" or "unet", the paper's. decoder_width: channels of the light one.
+    explains: "target" (always that output), "predicted" (the output with the largest value) or
+        "representation" (the whole embedding).
+    embedding: number of values of the embedding that the backbone's head gives. 0 if there is no
+        head and the embedding is the pooled features, and if no representation is explained.
+    pixel_mean: mean of each channel, for the normalisation of the backbone's input.
+    pixel_std: standard deviation of each channel, likewise.
+    decoder: "light", or "unet" as in the paper.
+    decoder_width: channels of the light decoder.
+    decoder_norm: its normalisation.
     neighbourhood: side of the smoothing window; 1 is no smoothing.
-    follows: whether the mask is told the log odds of the output explained; an explanation is then
-        weighed by its local probability, too.
-    full_from: of a mask that follows, the log odds whose shape every image is served, so that a
-        large mask and a small one differ by where the evidence is and not by how much of it there
-        is; that is told by the height, which is full from these log odds on and falls below them
-        as the square of the odds. None: it is served as it is trained.
-    gamma: the power to which the shape is served. It changes no ranking of places: below 1 its
-        lower levels come up to what removing them does to the answer.
+    follows: whether the decoder gets the log odds of the explained output. The explanation is then
+        also multiplied by the local probability.
+    full_from: for a mask that follows. The decoder gets these log odds instead of the image's, so
+        the shape of the mask shows where the evidence is, not how strong it is. The height of the
+        mask shows the strength: it is full from these log odds on, and below them it falls as the
+        square of the odds. None: the mask is served as it was trained.
+    gamma: the mask is raised to this power. The ranking of places stays. Below 1, low values rise
+        towards the effect that removing them has on the answer.
     """
 
     backbone: str
@@ -98,11 +105,11 @@ class Architecture:
 
 
 class Answer(NamedTuple):
-    """What one pass gives.
+    """The result of one pass.
 
-    logits: (B, outputs), or the embedding (B, D). mask: (B, 1, S, S), 1 = evidence, as it is
-    trained. weighed: the same times the local probability where the architecture follows, else the
-    mask itself.
+    logits: (B, outputs), or the embedding (B, D).
+    mask: (B, 1, S, S), 1 = evidence, as it is trained.
+    weighed: the mask times the local probability if the architecture follows, otherwise the mask.
     """
 
     logits: Tensor
@@ -112,8 +119,10 @@ class Answer(NamedTuple):
 
 @torch.inference_mode()
 def _probe(target_model: Any) -> tuple[list[int], list[int], bool]:
-    """Channels and strides of the feature maps, fine to coarse, by looking at them; and whether
-    the logits are a linear function of the average of the last one, by trying.
+    """Channels and strides of the feature maps, fine to coarse, and whether the head is local.
+
+    A head is local if the logits are a linear function of the average of the last feature map. All
+    three are measured on a test image.
     """
     side = target_model.default_cfg.get("input_size", (3, 224, 224))[-1]
     image = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
@@ -139,7 +148,7 @@ def _decoder(architecture: Architecture, channels: list[int], reductions: list[i
 class ExplainedNetwork(nn.Module):
     """Target model and explanation module.
 
-    The target model is frozen: always in evaluation mode, without gradients of its own weights.
+    The target model is frozen: always in evaluation mode, without gradients of its weights.
     Build with `pretrained=False` only; weights come from a bundle or from the trainer.
     """
 
@@ -181,38 +190,40 @@ class ExplainedNetwork(nn.Module):
         return result
 
     def explained_index(self, logits: Tensor) -> Tensor:
-        """Which output of each image is explained: (B, outputs) -> (B,) int64."""
+        """Index of the explained output of each image: (B, outputs) -> (B,) int64."""
         if self.architecture.explains == "predicted":
             return logits.detach().argmax(dim=1)
         return torch.full((len(logits),), self.target_index, device=logits.device)
 
     def explained_output(self, images: Tensor) -> Tensor:
-        """Which output of each image is explained: (B, C, S, S) -> (B,) int64."""
+        """Index of the explained output of each image: (B, C, S, S) -> (B,) int64."""
         if self.architecture.explains == "predicted":
             return self.explained_index(self.logits(images))
         return torch.full((len(images),), self.target_index, device=images.device)
 
     def log_odds(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
-        """log(p / (1 - p)) of output `index` (B,) int64, of the explained one where None: (B,).
+        """log(p / (1 - p)) of one output of each image: (B, outputs) -> (B,).
 
-        A sigmoid output's logit is that already; a class's is its logit less the log of the sum
-        of the other classes' exponentials.
+        index: the output, (B,) int64; None for the explained output.
+
+        For a sigmoid output it is the logit. For a class it is the logit of the class minus the
+        logarithm of the sum of the exponentials of all other logits.
         """
         if self.explains_representation:
             raise ValueError("a representation has no probability")
         index = self.explained_index(logits) if index is None else index
         logits = logits.float()
-        own = logits.gather(1, index[:, None])
+        chosen = logits.gather(1, index[:, None])
         if self.architecture.activation == "sigmoid":
-            return own[:, 0]
-        others = logits.scatter(1, index[:, None], float("-inf"))
-        return own[:, 0] - others.logsumexp(dim=1)
+            return chosen[:, 0]
+        competing = logits.scatter(1, index[:, None], float("-inf"))
+        return chosen[:, 0] - competing.logsumexp(dim=1)
 
     def local_log_odds(self, last: Tensor, logits: Tensor) -> Tensor:
         """Log odds of the explained output at each place of the last feature map, (B, 1, h, w).
 
-        Where a linear head sits on an average over places, the logits are the average of these: the
-        class activation map. Other heads have no such map, and get their one value, (B, 1, 1, 1).
+        If the head is local (see `_probe`), the logits are the average of these values: the class
+        activation map. Any other head has no such map; the result is its one value, (B, 1, 1, 1).
         """
         index = self.explained_index(logits)
         if not self._head_is_local:
@@ -228,7 +239,7 @@ class ExplainedNetwork(nn.Module):
         return torch.sigmoid(self.log_odds(self.logits(images)))
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Of every output: (B, C, S, S) -> (B, outputs) in [0, 1]."""
+        """Probability of every output: (B, C, S, S) -> (B, outputs) in [0, 1]."""
         logits = self.logits(images).float()
         exclusive = self.architecture.activation == "softmax"
         return logits.softmax(dim=1) if exclusive else torch.sigmoid(logits)
@@ -236,15 +247,15 @@ class ExplainedNetwork(nn.Module):
     def forward(self, images: Tensor, kernels: Tensor | None = None) -> Answer:
         """Prediction and mask in one encoder pass, as they are trained.
 
-        images: (B, C, S, S). kernels: random smoothing kernels (B, side, side), as in training;
-        None is their expectation.
+        images: (B, C, S, S).
+        kernels: random smoothing kernels (B, side, side), as in training; None: their expectation.
         """
         return self._answer(images, kernels, None)
 
     def explain(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What is explained and its mask (B, 1, S, S), as it is served and measured.
+        """The explained answer, and its mask (B, 1, S, S) as it is served and measured.
 
-        The first is the probability of the explained output (B,), or the embedding (B, D).
+        The answer is the probability of the explained output (B,), or the embedding (B, D).
         """
         full_from = self.architecture.full_from
         logits, _, weighed = self._answer(images, None, full_from)
@@ -257,7 +268,9 @@ class ExplainedNetwork(nn.Module):
         return torch.sigmoid(log_odds), served
 
     def _answer(self, images: Tensor, kernels: Tensor | None, told: float | None) -> Answer:
-        """told: log odds that the mask is told instead of the image's own, where it follows."""
+        """One pass. If the architecture follows and `told` is not None, the decoder gets `told`
+        instead of the log odds of the image.
+        """
         x = self.normalise(images)
         last, features = self.target_model.forward_intermediates(x)
         logits: Tensor = self.target_model.forward_head(last)
@@ -274,7 +287,7 @@ class ExplainedNetwork(nn.Module):
 
 
 def filled(images: Tensor, fill: Fill) -> Tensor:
-    """What takes the place of removed pixels, (B, C, S, S)."""
+    """The pixels that replace removed pixels, (B, C, S, S)."""
     if fill == "black":
         return torch.zeros_like(images)
     if fill == "mean":
@@ -285,8 +298,8 @@ def filled(images: Tensor, fill: Fill) -> Tensor:
 def blurred(images: Tensor, sigma: float) -> Tensor:
     """A Gaussian blur with replicated border; sigma in pixels.
 
-    A wide one is computed on the image averaged down, where it costs a tenth and is the same to
-    the eye and to the network.
+    A wide blur is computed on a smaller, averaged image. It costs a tenth of the time, and neither
+    the eye nor the network sees a difference.
     """
     size = images.shape[-2:]
     shrink = max(1, int(sigma / 2.5))

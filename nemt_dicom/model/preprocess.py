@@ -43,8 +43,12 @@ def turn_back(pixels: NDArray[Any], orientation: Orientation) -> NDArray[Any]:
 class Geometry:
     """Where the model frame lies in one source image, and the way back.
 
-    rows, columns: the source's. size: side of the model frame in pixels. aspect: height of a source
-    pixel over its width. Lengths are in widths of a source pixel.
+    rows: of the source.
+    columns: of the source.
+    size: side of the model frame in pixels.
+    aspect: height of a source pixel divided by its width.
+
+    Lengths are in widths of a source pixel.
     """
 
     rows: int
@@ -101,7 +105,7 @@ class Geometry:
         return np.ascontiguousarray(turn_back(upright, self.orientation))
 
     def inside(self) -> NDArray[np.bool_]:
-        """(size, size) bool: True where a model pixel's centre lies in the image."""
+        """(size, size) bool: whether the centre of each model pixel lies in the image."""
         rows, columns = self.upright_shape
         x0, y0 = self._model_origin()
         width, height = self._spacing
@@ -114,7 +118,7 @@ class Geometry:
     def inside_valid(self, valid: NDArray[np.bool_] | None, share: float) -> NDArray[np.bool_]:
         """(size, size) bool: `inside`, and at least this share of the pixel is valid.
 
-        valid: (rows, columns) in the source frame, None where every pixel is.
+        valid: (rows, columns) in the source frame; None if every pixel is valid.
         """
         if valid is None:
             return self.inside()
@@ -142,8 +146,11 @@ class Preprocessing:
     """How a radiograph becomes a tensor: part of a bundle, without defaults.
 
     size: side of the tensor in pixels.
-    low_percentile, high_percentile: brightness mapped to 0 and 1, over the image's valid pixels
-        in the model frame (the paper's min-max normalisation is 0 and 100).
+    low_percentile: percentile of the brightness that becomes 0.
+    high_percentile: percentile of the brightness that becomes 1.
+
+    Percentiles are over the valid pixels in the model frame. The paper's min-max normalisation is
+    0 and 100.
     """
 
     size: int
@@ -174,7 +181,7 @@ class Preprocessing:
         """The model's tensor, (C, size, size) float32 in [0, 1], and its geometry.
 
         C is 1, or 3 for a photograph. The percentiles are of all channels together: stretching
-        each by its own would change the colours.
+        each channel by itself would change the colours.
         """
         geometry = self.geometry(radiograph)
         inside = geometry.inside()

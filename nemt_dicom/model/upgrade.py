@@ -1,7 +1,7 @@
 """A bundle of schema 2 (releases 0.2 to 0.7) becomes one of schema 3, in its folder.
 
 The networks, the thresholds and the golden image stay as they are. The figures move from the
-manifest to `evaluation.json`, and of the bundles that a bundle comes from the latest is kept.
+manifest to `evaluation.json`. Of the chain of parents only the latest is kept.
 """
 
 import math
@@ -67,7 +67,7 @@ def upgrade(folder: Path) -> Upgraded:
 
 
 def _evaluation(metrics: dict[str, Any]) -> tuple[Evaluation | None, bool]:
-    """The figures, and whether there were some that cannot be converted."""
+    """The figures, and whether figures were lost because they cannot be converted."""
     try:
         return (from_schema_2(metrics), False) if metrics else (None, False)
     except (AttributeError, LookupError, TypeError, ValidationError):
@@ -85,7 +85,7 @@ def _manifest(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _training(old: dict[str, Any]) -> dict[str, Any]:
-    """Missing keys are those that a later release added: what they say was so in every run."""
+    """A key that a release after 0.2 added may be missing: it gets the value of earlier runs."""
     change = old.get("half_precision_changes_answer", old.get("half_precision_changes_p", 0.0))
     return {
         "recipe": _finite(old["recipe"]),
@@ -107,7 +107,7 @@ def _training(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parent(latest: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The latest of the bundles that a bundle comes from, with the files that the first began with.
+    """The latest parent, with the weight files of the first parent in the chain.
 
     data: None if their data were different.
     """
@@ -135,7 +135,7 @@ def _epochs(triples: list[Any]) -> list[dict[str, Any]]:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Without numbers that have no form in JSON."""
+    """The values without NaN and infinity, which have no form in JSON."""
     return {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
 
 

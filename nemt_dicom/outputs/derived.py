@@ -1,7 +1,7 @@
-"""What both outputs share: identity, what is copied from the source, equipment, references.
+"""The common part of all outputs: identity, copied attributes, equipment, references.
 
 Sources: PS3.3 C.7 (patient, study, series, equipment, general image), C.12.1 (SOP common).
-Nothing of the source is copied but what `COPIED` lists, and never a private element.
+Only the attributes in `COPIED` are copied from the source, and never a private element.
 """
 
 import hashlib
@@ -17,9 +17,10 @@ from pydicom import Dataset
 
 from nemt_dicom import __version__
 from nemt_dicom.config import OutputSettings
+from nemt_dicom.intake.uid import UNUSABLE
 from nemt_dicom.model.explanation import Explanation
 from nemt_dicom.outputs.identity import make_uid
-from nemt_dicom.outputs.repair import UNUSABLE, UTF_8, character_set, comes_back, copied
+from nemt_dicom.outputs.repair import UTF_8, character_set, comes_back, copied
 from nemt_dicom.state.records import Output
 
 MANUFACTURER = "NEMt DICOM"
@@ -42,7 +43,7 @@ TYPE_2 = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-"""Written empty where the source has none; highdicom needs them to exist."""
+"""Written empty if the source has no value; highdicom needs them to exist."""
 COPIED = (
     *TYPE_2,
     "SpecificCharacterSet",
@@ -65,7 +66,7 @@ COPIED = (
     "LossyImageCompressionMethod",
     "BurnedInAnnotation",
 )
-"""The whole list of what outputs take over from the source."""
+"""All attributes that outputs copy from the source."""
 
 CHEST_PARTS = frozenset(
     {
@@ -73,16 +74,20 @@ CHEST_PARTS = frozenset(
         *("NECKCHEST", "NECKCHESTABDOMEN", "NECKCHESTABDPELV"),
     }
 )
-"""Body parts of PS3.16 Annex L that have no side. With another, dciodvfy asks for Laterality (PS3.3
-C.7.3.1, type 2C), and outputs say CHEST: it is what the image was admitted as."""
+"""Body parts of PS3.16 Annex L that have no side. For any other, dciodvfy asks for Laterality
+(PS3.3 C.7.3.1, type 2C). Outputs then say CHEST: the image was admitted as one of the chest.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What an output is made from.
+    """Everything that an output is made from.
 
-    source: the header of the received image. digest: SHA-256 of its dataset as received.
-    received: when it was received, with a time zone.
+    source: the header of the received image.
+    digest: SHA-256 of its dataset as received.
+    explanation: of the image.
+    settings: of the outputs.
+    received: time of receipt, with a time zone.
     """
 
     source: Dataset
@@ -105,7 +110,7 @@ class Origin:
 
     @property
     def instance_number(self) -> int:
-        """As the source's; 1 where it has none that is above 0 and fits an IS (PS3.5 6.2)."""
+        """InstanceNumber of the source; 1 if it is absent, below 1 or no IS (PS3.5 6.2)."""
         try:
             number = int(self.source.get("InstanceNumber") or 1)
         except UNUSABLE:
@@ -118,11 +123,11 @@ class Origin:
 
 
 def reference(source: Dataset) -> Dataset:
-    """The copied attributes of the source, repaired: what outputs are built from.
+    """The copied attributes of the source, repaired.
 
-    Values that are invalid for their VR are repaired (`51` -> `051Y`, `1995.07.20` ->
-    `19950720`) or left out, as are those that make no sense. How text in an unknown character
-    set is treated: `repair.character_set`.
+    A value that is invalid for its VR is repaired (`51` -> `051Y`, `1995.07.20` -> `19950720`) or
+    left out. A value that makes no sense is left out. For text in an unknown character set see
+    `repair.character_set`.
     """
     clean = Dataset()
     terms, ascii_only = character_set(_received(source, "SpecificCharacterSet"))
@@ -153,7 +158,7 @@ def reference(source: Dataset) -> Dataset:
 
 
 def _received(source: Dataset, keyword: str) -> Any:
-    """The value as pydicom reads it, None where it cannot."""
+    """The value as pydicom reads it; None if it cannot be read."""
     try:
         return source.get(keyword)
     except UNUSABLE:
@@ -193,10 +198,10 @@ def remove(dataset: Dataset, *keywords: str) -> None:
 
 
 def pixel_spacing(source: Dataset) -> tuple[float, float] | None:
-    r"""PixelSpacing in mm, between rows and between columns, where it is one; RG1's 0\0 is none."""
+    r"""PixelSpacing in mm, between rows and between columns; None if it is absent or like `0\0`."""
     try:
         rows, columns = (float(value) for value in source.PixelSpacing)
-    except (AttributeError, TypeError, ValueError):
+    except UNUSABLE:
         return None
     return (rows, columns) if min(rows, columns) >= 0.001 and max(rows, columns) <= 100 else None
 
@@ -244,7 +249,7 @@ def series_description(target: str) -> str:
 
 
 def finish(dataset: Dataset, origin: Origin, clean: Dataset) -> None:
-    """Writes what both outputs have in common into `dataset`.
+    """Writes the common part of all outputs into `dataset`.
 
     clean: the result of `reference`. Overwrites highdicom's clock times, so that a retry gives
     the same bytes.
@@ -272,7 +277,7 @@ def finish(dataset: Dataset, origin: Origin, clean: Dataset) -> None:
 
 
 def to_output(dataset: Dataset, kind: str) -> tuple[Output, bytes]:
-    """Serialises a finished dataset; returns what it is and its bytes, a whole file (PS3.10)."""
+    """Serialises a finished dataset; returns its record and its bytes, a whole file (PS3.10)."""
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     data = buffer.getvalue()
@@ -306,8 +311,10 @@ def _contribution(explanation: Explanation) -> Dataset:
 
 
 def _time_zone(source: Dataset) -> tzinfo | None:
-    """TimezoneOffsetFromUTC as a time zone, None for the machine's own."""
-    match = re.fullmatch(r"([+-])(\d{2})(\d{2})", str(source.get("TimezoneOffsetFromUTC") or ""))
+    """TimezoneOffsetFromUTC as a time zone; None for the time zone of this machine."""
+    match = re.fullmatch(
+        r"([+-])(\d{2})(\d{2})", str(_received(source, "TimezoneOffsetFromUTC") or "")
+    )
     if match is None:
         return None
     offset = timedelta(hours=int(match[2]), minutes=int(match[3]))

@@ -1,8 +1,8 @@
 """UIDs of outputs: the same whenever the same output is made again (PS3.5 B.2).
 
-An output's UID hangs on everything that decides its content, and on nothing else. So the same UID
-never stands for two different answers, and nothing is shown twice because something has changed
-that the output does not show.
+The UID of an output is made from everything that decides its content, and from nothing else. So the
+same UID never stands for two different answers. And a change that the output does not show makes no
+second output.
 """
 
 import json
@@ -14,9 +14,11 @@ from nemt_dicom.model.explanation import Explanation
 NEMT_NAMESPACE = uuid.UUID("6d8e2b4c-0f5a-5c1e-9a53-1d0b7c4e8f21")
 
 REVISIONS = {"seg": 1, "seg_fractional": 1, "sc": 1}
-"""How a release encodes each kind of output. A release that encodes a kind otherwise raises its
-number by one, so that its outputs get UIDs of their own; `tests/outputs/test_identity.py` records
-what each number stands for. SoftwareVersions, which names the release, is the one exception.
+"""The revision of the encoding of each kind of output.
+
+A release that changes the encoding of a kind raises its number by one, so that its outputs get new
+UIDs. `tests/outputs/test_identity.py` records the encoding of each revision. SoftwareVersions,
+which names the release, is the one exception.
 """
 
 SETTINGS = {
@@ -40,14 +42,14 @@ def make_uid(
     """The UID of an output, of its series, or of a part of it.
 
     source_uid: SOP Instance UID of the image.
-    content_digest: SHA-256 of the image's dataset; it does not count for a series, because a PACS
-        sends an image again with other content.
+    content_digest: SHA-256 of the image's dataset. It is no part of the UID of a series, because a
+        PACS may send an image again with other content.
     kind: "seg", "sc" or "seg_fractional".
     part: "instance", "series" or another UID inside.
 
-    The name and the version of the bundle count, although they decide no explanation: they stand
-    in the output. The release and the time of receipt do not count: an image that is explained
-    again, by a later release or by a second service, is not shown twice.
+    The name and the version of the bundle are part of it: they decide no explanation, but the
+    output shows them. The release and the time of receipt are no part of it: an image that is
+    explained again, by a later release or by a second service, is not shown twice.
     """
     provenance = explanation.provenance
     written = settings.model_dump(mode="json", include=set(SETTINGS[kind]))

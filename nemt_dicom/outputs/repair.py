@@ -1,4 +1,4 @@
-"""Values of a received header made fit to be written again: repaired, or left out.
+"""Makes the values of a received header valid, so that outputs can have them.
 
 Sources: PS3.5 6.2 (value representations), 6.4 (multiplicity), 9.1 (UIDs); PS3.3 C.12.1.1.2
 (character sets), 8.8 (codes), 10.17 and 10.14 (issuers), 10.11 (references).
@@ -22,7 +22,7 @@ from pydicom.filereader import read_dataset
 from pydicom.sequence import Sequence
 from pydicom.valuerep import DSfloat, PersonName, validate_value
 
-from nemt_dicom.intake.uid import valid_uid
+from nemt_dicom.intake.uid import UNUSABLE, valid_uid
 
 UTF_8 = "ISO_IR 192"
 DEFAULT_SETS = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})
@@ -42,15 +42,14 @@ INSIDE_ITEMS = frozenset(
 )
 """The sequences, besides those of codes, that are copied within an item."""
 
-UNUSABLE = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
-"""What a value of the wrong kind or number raises in pydicom."""
-
 
 def copied(keyword: str, value: Any, *, ascii_only: bool) -> Any:
-    """What may be written of an attribute's value; None where that is nothing.
+    """The valid form of an attribute's value; None if the attribute must be left out.
 
-    Nothing is what is invalid for the VR (PS3.5 6.2), has another number of values than the
-    attribute (6.4) or none. ascii_only: other text was not decoded, see `character_set`.
+    It is left out if the value is empty, is invalid for the VR (PS3.5 6.2), or has a number of
+    values that the attribute does not allow (6.4).
+
+    ascii_only: whether other text could not be decoded, see `character_set`.
     """
     tag = tag_for_keyword(keyword)
     if value is None or tag is None:
@@ -91,7 +90,7 @@ def _single(vr: str, value: Any) -> Any:
 def _is_text_of(vr: str, text: str) -> bool:
     """Whether `text` was decoded and has no control characters (PS3.5 6.1.3).
 
-    Escape sequences that remain are those of a character set that was not named.
+    Remaining escape sequences belong to a character set that the dataset does not name.
     """
     breaks = "\t\n\f\r" if vr in {"LT", "ST", "UT"} else ""
     return not any(
@@ -189,11 +188,11 @@ def _is_multi(value: Any) -> bool:
 
 
 def _item(sequence: str, item: Dataset, ascii_only: bool) -> Dataset | None:
-    """A copy of a sequence item: standard attributes that have a valid value.
+    """A copy of a sequence item with its standard attributes that have a valid value.
 
-    None where it lacks what it must have (type 1). Of a code, its three attributes; an issuer's
-    UniversalEntityID and its type come together or not at all. The item's own character set is
-    that of the whole output.
+    None if a required attribute (type 1) is missing. A code keeps its three attributes. An issuer's
+    UniversalEntityID and its type come together or not at all. SpecificCharacterSet of the item is
+    not copied: that of the whole output applies.
     """
     copy = Dataset()
     of_code = sequence.endswith("CodeSequence")
@@ -225,16 +224,18 @@ def _is_copied_inside(keyword: str, value: Any) -> bool:
     )
 
 
-def character_set(given: Any) -> tuple[list[str], bool]:
+def character_set(value: Any) -> tuple[list[str], bool]:
     """SpecificCharacterSet as outputs have it (PS3.3 C.12.1.1.2), and whether only ASCII is sure.
 
-    A set of the standard is kept, and names with it, byte for byte. One that pydicom reads under
-    another spelling (`ISO IR 100`, `UTF-8`) is written as UTF-8. Where none is given, bytes beyond
-    ASCII are against the standard, and copied as they are: the PACS shows them as it shows those of
-    the radiograph, and another name could part the objects from it. With an unknown set nobody can
-    say which letters they are: such text is left out, and the patient is known by the PatientID.
+    value: SpecificCharacterSet of the source, as pydicom reads it.
+
+    - A set of the standard is kept, and names are kept byte for byte.
+    - If pydicom reads the set under another spelling (`ISO IR 100`, `UTF-8`), it becomes UTF-8.
+    - Without a set, bytes beyond ASCII are against the standard. They are copied as they are: the
+      PACS shows them as in the radiograph, and another name could separate the objects from it.
+    - With an unknown set nobody knows the letters. Such text is left out; PatientID remains.
     """
-    terms = [str(term).strip() for term in given] if _is_multi(given) else [str(given or "")]
+    terms = [str(term).strip() for term in value] if _is_multi(value) else [str(value or "")]
     if DEFAULT_SETS.issuperset(terms):
         return [], False
     if len(terms) == 1:
@@ -249,7 +250,7 @@ def character_set(given: Any) -> tuple[list[str], bool]:
 
 
 def _is_decoded(terms: list[str]) -> bool:
-    """Whether pydicom decodes by these sets, and to text in which ASCII is itself."""
+    """Whether pydicom knows these sets, and decodes ASCII with them as ASCII."""
     ascii_text = "".join(map(chr, range(32, 127)))
     with warnings.catch_warnings(), strict_reading():
         warnings.simplefilter("ignore")
@@ -263,7 +264,7 @@ def _is_decoded(terms: list[str]) -> bool:
 def comes_back(dataset: Dataset) -> bool:
     """Whether all text can be written in the dataset's character set and read again.
 
-    A copy is written, for pydicom keeps the bytes of a name that it once encoded.
+    A copy is written, because pydicom keeps the bytes of a name that it has encoded once.
     """
     buffer = BytesIO()
     with warnings.catch_warnings():

@@ -1,8 +1,8 @@
 """`Explanation` -> overlay image as a DICOM Secondary Capture (PS3.3 A.8.1), JPEG Baseline.
 
-The picture is the radiograph as its own window shows it, never turned, with the drawn segment as
-a thin tint and a contour. Text stands in bands above and below the picture, so that it hides no
-anatomy, in the middle of the width, for viewers write their own text into the corners.
+The picture is the radiograph with its own window, never turned. The drawn segment is a thin tint
+and a contour. Text stands in bands above and below the picture, so that it hides no anatomy. It is
+centred, because viewers write their text into the corners.
 """
 
 import math
@@ -28,7 +28,7 @@ from nemt_dicom.state.records import Output
 SERIES_NUMBER = 9901
 
 COLOUR = (86, 200, 235)
-"""Sky blue: calm, told apart from grey by every colour vision, and no radiograph contains it."""
+"""Sky blue: calm, different from grey for every colour vision, and in no radiograph."""
 TINT = 0.16
 """Opacity of the fill: ribs and vessels stay readable beneath it."""
 CONTOUR = 0.95
@@ -44,12 +44,12 @@ def build_secondary_capture(
 ) -> tuple[Output, bytes]:
     """The overlay of `pixels`, (rows, columns) in [0, 1] with 1 white, as a stored object.
 
-    aspect: height of a pixel over its width; the overlay's pixels are square.
+    aspect: height of a pixel divided by its width; the overlay's pixels are square.
     """
     clean = derived.reference(origin.source)
     picture, scale = render(origin.explanation, pixels, origin.settings.sc_longest_side, aspect)
     dataset = SCImage(
-        pixel_array=np.zeros((2, 2, 3), np.uint8),  # replaced below by our own JPEG
+        pixel_array=np.zeros((2, 2, 3), np.uint8),  # replaced below by our JPEG
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
@@ -94,7 +94,7 @@ def _set_pixels(dataset: Dataset, picture: Image.Image, quality: int) -> None:
 
 
 def _set_compression_history(dataset: Dataset, clean: Dataset) -> None:
-    """Our JPEG after the source's own lossy steps (PS3.3 C.7.6.1.1.5)."""
+    """Adds our JPEG to the lossy steps of the source (PS3.3 C.7.6.1.1.5)."""
     ratio = dataset.Rows * dataset.Columns * 3 / len(dataset.PixelData)
     ratios: list[Any] = [decimal(round(ratio, 2))]
     methods: list[Any] = ["ISO_10918_1"]
@@ -116,7 +116,7 @@ def _listed(value: Any) -> list[Any]:
 def render(
     explanation: Explanation, pixels: NDArray[np.float32], longest_side: int, aspect: float = 1.0
 ) -> tuple[Image.Image, float]:
-    """The overlay with its bands of text, and output pixels a source pixel's width."""
+    """The overlay with its bands of text, and the width of a source pixel in output pixels."""
     rows, columns = pixels.shape
     scale = longest_side / max(rows * aspect, columns)
     size = (max(1, round(columns * scale)), max(1, round(rows * aspect * scale)))
@@ -144,7 +144,7 @@ def _draw_segment(picture: Image.Image, soft: Image.Image) -> Image.Image:
 
 
 def _edge(inside: Image.Image, radius: int) -> Image.Image:
-    """255 within `radius` pixels of the segment's border, else 0."""
+    """255 within `radius` pixels of the segment's border, otherwise 0."""
     return inside.filter(ImageFilter.BoxBlur(radius)).point(lambda v: 255 if 5 < v < 250 else 0)
 
 
@@ -157,7 +157,7 @@ class LegendLine:
 
 
 def legend(explanation: Explanation) -> list[LegendLine]:
-    """What the overlay says, top line first; the disclaimer comes after it."""
+    """The text of the overlay, top line first; the disclaimer comes after it."""
     e, p = explanation.evidence, explanation.provenance
     target = p.target.upper()
     below = f"below threshold ({p.decision_threshold:.3f})"
@@ -216,7 +216,7 @@ def _add_bands(picture: Image.Image, explanation: Explanation, longest_side: int
 
 
 def _fitting_font(texts: list[str], width: int, size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, as large as `size` where the longest text fits, 9 pixels at least."""
+    """Pillow's font in the largest size, 9 to `size` pixels, in which the longest text fits."""
     while True:
         font = ImageFont.load_default(size)
         if not isinstance(font, ImageFont.FreeTypeFont):

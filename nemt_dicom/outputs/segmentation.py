@@ -37,7 +37,7 @@ IDENTITY_ORIENTATION = [1, 0, 0, 0, 1, 0]
 
 
 def build_segmentation(origin: Origin) -> tuple[Output, bytes]:
-    """The drawn segment as a BINARY segmentation of one frame; empty where nothing is drawn."""
+    """The drawn segment as a BINARY segmentation of one frame; empty if nothing is drawn."""
     pixels = origin.explanation.drawn[None].astype(np.uint8)
     dataset = _build(origin, "seg", pixels, "BINARY", SERIES_NUMBER, ExplicitVRLittleEndian)
     return derived.to_output(dataset, "seg")
@@ -95,11 +95,11 @@ def _build(
 
 
 def _template(clean: Dataset) -> Dataset:
-    """What highdicom builds from, nothing of the patient in it: `derived.finish` writes the rest.
+    """The source image for highdicom, without the patient: `derived.finish` writes the rest.
 
-    highdicom warns of some patients' names, in full; it refuses character sets that the standard
-    allows (PS3.3 C.12.1.1.2: a first value that is empty); and for a frame of reference it would
-    ask a position in it.
+    highdicom quotes some patients' names in warnings. It refuses character sets that the standard
+    allows (PS3.3 C.12.1.1.2: an empty first value). With a frame of reference it would need a
+    position.
     """
     template = Dataset()
     template.update({e.tag: e for e in clean if e.keyword in FOR_HIGHDICOM})
@@ -138,11 +138,12 @@ def _set_dimension_organization(dataset: Dataset, uid: str) -> None:
 
 
 def _set_plane_geometry(dataset: Dataset, origin: Origin) -> None:
-    """`auto` of the settings: what viewers need although the standard asks for none.
+    """Writes the plane geometry of the setting `auto`: viewers need it, the standard does not.
 
-    Without plane orientation OHIF crashes to a black page. A spacing other than the radiograph's
-    own draws the mask in the wrong place without a word: exactly that spacing, or none. Without
-    one there is no frame of reference either (PS3.3 C.7.6.16.2.1: Pixel Spacing is type 1C).
+    Without plane orientation OHIF crashes to a black page. With another spacing than the
+    radiograph's, viewers draw the mask in the wrong place and do not warn. So the spacing is
+    exactly that of the radiograph, or absent. If it is absent, there is no frame of reference
+    either (PS3.3 C.7.6.16.2.1: Pixel Spacing is type 1C).
     """
     if origin.settings.seg_plane_geometry is PlaneGeometry.NONE:
         return

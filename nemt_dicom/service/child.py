@@ -87,7 +87,12 @@ class Child:
         return self._process.pid
 
     def start(self, work: Work) -> None:
-        """Starts a fresh process that runs `work`."""
+        """Starts a fresh process that runs `work`.
+
+        Raises `OSError` if there is no memory or no process to be had. Raises the error of pickle
+        if `work` cannot be pickled. No process is left then.
+        """
+        message = pickle.dumps((os.getpid(), self.settings, work))
         read, write = os.pipe()
         code = _CODE.format(path=sys.path, handle=write)
         self.close()
@@ -108,7 +113,7 @@ class Child:
         self._reports = read
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once: the caller will see
-            pickle.dump((os.getpid(), self.settings, work), self._process.stdin)
+            self._process.stdin.write(message)
             self._process.stdin.flush()
 
     def poll(self) -> int | None:

@@ -49,15 +49,16 @@ class Courier:
     def run(self, stop: threading.Event) -> None:
         """Sends what is due until `stop` is set."""
         while not stop.is_set():
-            version = self._store.data_version()  # before looking: nothing slips in between
             try:
+                version = self._store.data_version()  # before looking: nothing slips in between
                 pause = self.step()
+                if pause is None:
+                    self._wait_for_work(stop, version)
+                    continue
             except OSError as error:  # of our disk: the same bytes are sent again later
                 LOGGER.error("delivery to %s: %s", self.name, describe_error(error))
                 pause = self._settings.retry_first_s
-            if pause is None:
-                self._wait_for_work(stop, version)
-            elif pause > 0:
+            if pause > 0:
                 self._sender.close()
                 stop.wait(pause)
         self._sender.close()

@@ -75,7 +75,9 @@ class Database:
                     self._connection.close()
                     raise
         except apsw.ReadOnlyError as error:  # even a reader writes the index of the log beside it
-            raise StateError(f"{path}: cannot be opened: its folder is not writable") from error
+            raise StateError(
+                f"{path}: cannot be opened: it or its folder is not writable"
+            ) from error
         except (OSError, apsw.Error) as error:
             reason = getattr(error, "strerror", None) or error
             raise StateError(f"{path}: cannot be opened: {reason}") from error
@@ -97,8 +99,9 @@ class Database:
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
         """Runs a statement without rows; returns how many rows the last change touched."""
-        self.rows(sql, values)
-        return self._connection.changes()
+        with self._lock:  # no other thread changes rows in between
+            self.rows(sql, values)
+            return self._connection.changes()
 
     @contextmanager
     def change(self) -> Iterator[None]:
@@ -213,9 +216,11 @@ def _connect(path: Path, functions: Functions, busy_ms: int, *, read_only: bool)
 def _make_file(path: Path) -> None:
     """Makes an empty file unless it exists, so that no moment exists in which others can read it.
 
-    SQLite itself would make it with the rights that the umask leaves.
+    SQLite itself would make it with the rights that the umask leaves. An existing file is not
+    opened: to close it again would drop the POSIX locks of this process' other connections.
     """
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def _make_durable(connection: apsw.Connection) -> None:

@@ -63,6 +63,8 @@ STEPS = (
         2,
         # The name of 12 digits that the log gives a UID. It is a hash: to look one up without
         # this column, every UID of the database has to be read and hashed.
+        # superseded: 1 if a later run made other outputs. Release 0.7 had no such mark, but it
+        # removed the deliveries of an output that it did not send any more.
         """
         ALTER TABLE instances ADD COLUMN name TEXT NOT NULL DEFAULT '';
         ALTER TABLE outputs ADD COLUMN name TEXT NOT NULL DEFAULT '';
@@ -70,6 +72,9 @@ STEPS = (
         UPDATE outputs SET name = instance_name(sop_instance_uid);
         CREATE INDEX instances_by_name ON instances (name);
         CREATE INDEX outputs_by_name ON outputs (name);
+        ALTER TABLE outputs ADD COLUMN superseded INTEGER NOT NULL DEFAULT 0;
+        UPDATE outputs SET superseded = 1
+            WHERE sop_instance_uid NOT IN (SELECT output FROM deliveries);
         """,
     ),
 )

@@ -61,16 +61,19 @@ WHERE state = 'inferring'
 ADD_OUTPUT = """
 INSERT INTO outputs (sop_instance_uid, instance, kind, sop_class_uid, study_instance_uid,
     transfer_syntax_uid, blob, name) VALUES (?1, ?, ?, ?, ?, ?, ?, instance_name(?1))
-ON CONFLICT (sop_instance_uid) DO UPDATE SET blob = excluded.blob
+ON CONFLICT (sop_instance_uid) DO UPDATE SET blob = excluded.blob, superseded = 0
 WHERE instance = excluded.instance
 """
 ADD_DELIVERY = """
 INSERT OR IGNORE INTO deliveries (output, destination, state, updated) VALUES (?, ?, 'pending', ?)
 """
+SUPERSEDE = """
+UPDATE outputs SET superseded = 1
+WHERE instance = ? AND sop_instance_uid NOT IN (SELECT value FROM json_each(?))
+"""
 DROP_SUPERSEDED = """
 DELETE FROM deliveries WHERE state <> 'sent' AND output IN (
-    SELECT sop_instance_uid FROM outputs
-    WHERE instance = ? AND sop_instance_uid NOT IN (SELECT value FROM json_each(?))
+    SELECT sop_instance_uid FROM outputs WHERE instance = ? AND superseded = 1
 )
 """
 DUE = """
@@ -106,7 +109,8 @@ WHERE i.state = 'done' AND (?1 IS NULL OR i.sop_instance_uid IN (SELECT value FR
 """
 _CHOSEN_OUTPUTS = """
 SELECT o.sop_instance_uid FROM outputs o JOIN instances i ON i.id = o.instance
-WHERE ?1 IS NULL OR i.sop_instance_uid IN (SELECT value FROM json_each(?1))
+WHERE o.superseded = 0
+    AND (?1 IS NULL OR i.sop_instance_uid IN (SELECT value FROM json_each(?1)))
 """
 GIVEN_UP = f"""
 SELECT DISTINCT o.blob, i.blob FROM deliveries d

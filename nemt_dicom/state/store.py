@@ -1,7 +1,8 @@
 """Every change of the database: instances, outputs, deliveries. reader.py has the questions.
 
     instance   queued -> inferring -> done | dead | refused; conflict and refused also on arrival
-    output     a DICOM object whose bytes are in the spool; never changes
+    output     a DICOM object whose bytes are in the spool. If the disk loses them, the bytes that
+               are made again take their place. superseded: a later run made other outputs
     delivery   pending -> sent | dead, one for each output and destination
 
 A dead instance is queued again if it is sent again or an operator asks for it. A dead delivery is
@@ -151,7 +152,7 @@ class Store(StoreReader):
 
         An output that is made again takes its new bytes, for the destinations that lack it. A
         destination that has it is never sent other bytes under its UID. Outputs of an earlier run
-        that have other UIDs are not sent any more.
+        that have other UIDs are superseded: they are not sent any more, `retry` included.
         """
         with self._db.change():
             if not self._end(lease, instance, InstanceState.DONE, summary=summary):
@@ -159,7 +160,8 @@ class Store(StoreReader):
             for output in outputs:
                 self._add_output(instance, output, destinations)
             kept = json.dumps([output.sop_instance_uid for output in outputs])
-            self._db.execute(queries.DROP_SUPERSEDED, (instance, kept))
+            self._db.execute(queries.SUPERSEDE, (instance, kept))
+            self._db.execute(queries.DROP_SUPERSEDED, (instance,))
         return True
 
     def _add_output(self, instance: int, output: Output, destinations: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom import Dataset
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
@@ -21,6 +22,7 @@ from nemt_dicom.errors import DataError, Reason, Refused
 from nemt_dicom.intake.display import window
 from nemt_dicom.intake.pixel_data import CODECS, NATIVE, decode
 from nemt_dicom.intake.radiograph import UPRIGHT, Radiograph
+from nemt_dicom.model.golden import golden_radiograph
 from nemt_dicom.model.preprocess import Preprocessing
 from nemt_dicom.pipeline import read_source
 from tests.intake import scene
@@ -497,6 +499,35 @@ def test_message_for_a_file_that_is_not_dicom(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="not a DICOM file") as caught:
         read_source((tmp_path / "notes.dcm").read_bytes(), InputSettings())
     assert caught.value.reason is Reason.UNPARSABLE
+
+
+@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "Modality", "Rows", "WindowCenter"])
+def test_an_attribute_of_an_unknown_vr_is_refused(keyword: str) -> None:
+    """One damaged byte must not end `nemt-dicom explain`, nor make a dead letter."""
+    data = encoded(golden_radiograph())
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    start = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little")
+    place = data.index(start + dictionary_VR(tag).encode(), 132) + 4
+    damaged = data[:place] + b"Q?" + data[place + 2 :]
+    with pytest.raises(Refused) as caught:
+        read_source(damaged, InputSettings())
+    assert caught.value.reason in {Reason.INVALID_ATTRIBUTE, Reason.UNPARSABLE}
+
+
+def test_a_deflated_file_that_is_damaged_is_refused() -> None:
+    ds = golden_radiograph()
+    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data = encoded(ds)
+    with pytest.raises(Refused) as caught:
+        read_source(data[:-2000] + bytes(2000), InputSettings())
+    assert caught.value.reason is Reason.UNPARSABLE
+
+
+def encoded(ds: Dataset) -> bytes:
+    buffer = BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
 
 
 def test_file_of_big_endian_without_file_meta_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A bundle's figures are replaced so that a kill leaves the old bundle or the new one."""
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,9 +11,11 @@ from typing import Any
 import pytest
 
 from nemt_dicom.errors import BundleError
+from nemt_dicom.files import Fs
 from nemt_dicom.model import folder as bundle_folder
 from nemt_dicom.model.bundle import Bundle, save, save_figures
-from nemt_dicom.model.manifest import EVALUATION, FILES, MANIFEST
+from nemt_dicom.model.manifest import EVALUATION, FILES, MANIFEST, MODEL_CARD
+from nemt_dicom.model.upgrade import upgrade
 from tests.conftest import random_description, random_network
 from tests.model.bundle_kit import evaluation
 
@@ -152,3 +156,91 @@ def test_damaged_figures_are_refused(copy: Bundle) -> None:
 def test_a_figure_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="finite number"):
         evaluation(float("nan"))
+
+
+def test_a_bundle_that_is_replaced_while_it_is_read(
+    copy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`nemt-eval --into-bundle` may run while a service starts."""
+    save_figures(copy, evaluation(0.1), "# 1\n")
+    require, left = bundle_folder.require, [1]
+
+    def slow(folder: Path, name: str, digest: str | None) -> Path:
+        if left.pop() if left else 0:
+            save_figures(Bundle.load(folder), evaluation(0.2), "# 2\n")
+        return require(folder, name, digest)
+
+    monkeypatch.setattr(bundle_folder, "require", slow)
+    assert Bundle.load(copy.folder).model_card == "# 2\n"
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "after it was opened"])
+def test_a_file_that_takes_its_name_while_it_is_read(
+    copy: Bundle, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    name, opened = "golden.dcm", Path.open
+    draft = copy.folder / f"{name}.new"
+    shutil.copyfile(copy.folder / name, draft)
+
+    def opening(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == draft and moment.startswith("before"):
+            draft.replace(copy.folder / name)
+        file = opened(path, *arguments, **options)
+        if path == draft and moment.startswith("after"):
+            draft.replace(copy.folder / name)
+        return file
+
+    monkeypatch.setattr(Path, "open", opening)
+    bundle_folder.require(copy.folder, name, copy.manifest.sha256[name])
+    assert not draft.exists()
+
+
+def test_a_manifest_that_cannot_be_read_costs_no_file(
+    copy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill the only copy of a new file may be a draft."""
+    (copy.folder / MODEL_CARD).rename(copy.folder / f"{MODEL_CARD}.new")
+    with monkeypatch.context() as patch:
+
+        def failing(_path: Path) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        patch.setattr(Path, "read_bytes", failing)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            bundle_folder.settle(copy.folder)
+    assert Bundle.load(copy.folder) == copy
+    bundle_folder.settle(copy.folder)
+    assert names(copy.folder) == {MANIFEST, *FILES}
+
+
+def test_a_whole_bundle_in_a_read_only_folder_is_settled(
+    copy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a read-only disk even the removal of a missing file is an error."""
+
+    def read_only(path: Path, **_options: bool) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    assert not upgrade(copy.folder).changed
+
+
+def test_new_files_are_on_the_disk_before_the_manifest_takes_its_name(
+    copy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    replaced, synchronised = Path.replace, Fs.fsync
+
+    def replacing(path: Path, target: Path) -> Path:
+        done.append(f"replace {path.name}")
+        return replaced(path, target)
+
+    def synchronising(fs: Fs, path: Path) -> None:
+        done.append(f"fsync {path.name}")
+        synchronised(fs, path)
+
+    monkeypatch.setattr(Path, "replace", replacing)
+    monkeypatch.setattr(Fs, "fsync", synchronising)
+    save_figures(copy, evaluation(), "# Card\n")
+    synced = f"fsync {copy.folder.name}"
+    assert done[:3] == [synced, f"replace {MANIFEST}.new", synced]

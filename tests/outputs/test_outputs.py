@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
+from pydicom.dataelem import RawDataElement
 from pydicom.sequence import Sequence
+from pydicom.tag import Tag
 from pydicom.uid import ComputedRadiographyImageStorage
 
 from nemt_dicom.config import PlaneGeometry
@@ -40,6 +42,18 @@ def sc(**kwargs) -> Dataset:
 
 
 BUILT = pytest.mark.parametrize("build", [seg, sc])
+
+
+@BUILT
+@pytest.mark.parametrize(
+    "keyword", ["PatientName", "TimezoneOffsetFromUTC", "PixelSpacing", "InstanceNumber"]
+)
+def test_an_attribute_of_an_unknown_vr_is_left_out(build, keyword: str) -> None:
+    """A damaged byte in an attribute that no explanation needs costs no explanation."""
+    image = source()
+    tag = Tag(keyword)
+    image[tag] = RawDataElement(tag, "Q?", 2, b"1 ", 0, is_implicit_VR=False, is_little_endian=True)
+    assert not build(header=image).PatientName or keyword != "PatientName"
 
 
 @BUILT

@@ -529,6 +529,32 @@ def test_backoff_grows_with_jitter_up_to_the_limit(desk):
         assert longest * 0.8 < max(pauses) <= longest
 
 
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_database_that_cannot_be_asked_does_not_end_the_courier(desk, monkeypatch, waiting):
+    whole, failing = desk.store.data_version, [not waiting]
+
+    def data_version() -> int:
+        if failing.pop() if failing else False:
+            raise OSError(5, os.strerror(5))
+        return whole()
+
+    monkeypatch.setattr(desk.store, "data_version", data_version)
+
+    class Sender:
+        def send(self, _output: Output, _data: bytes) -> Outcome:
+            return Outcome(answer=Answer.SENT)
+
+        def idle(self) -> None:
+            if waiting and len(failing) == 0:
+                failing.append(True)
+
+        def close(self) -> None: ...
+
+    desk.begin(desk.courier("x", Sender()))
+    output = desk.add("x")
+    desk.wait_until(output, "sent", "x")
+
+
 def test_an_error_of_our_own_disk_does_not_end_the_courier(desk):
     output = desk.add("x")
     answers: list[Callable[[], Outcome]] = [

@@ -178,6 +178,22 @@ def test_small_messages_are_not_held_back(scp):
 
 
 @unmended
+def test_senders_can_queue_for_a_connection(scp):
+    """`AssociationServer`"""
+    assert scp().request_queue_size >= 64
+
+
+@unmended
+def test_one_address_cannot_take_all_places(scp):
+    """`AssociationServer`"""
+    server = scp()
+    with contextlib.ExitStack() as opened:
+        for _ in range(server.ae.maximum_associations + 1):
+            connection = opened.enter_context(socket.create_connection(server.server_address))
+        assert closes_within(connection, 1)
+
+
+@unmended
 def test_a_connection_has_a_time_limit(scp):
     """`AssociationServer` and `limit_sending`"""
     seen: list[float | None] = []

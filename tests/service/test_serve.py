@@ -642,6 +642,13 @@ def test_a_child_ends_when_its_parent_is_gone(tmp_path):
     wait_for(lambda: child.poll() is not None, "the end of the child")
 
 
+def test_work_that_cannot_be_pickled_leaves_no_process(tmp_path):
+    child = Child("test", service_settings(tmp_path))
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        child.start(lambda _settings, _life: None)
+    assert child._process is None
+
+
 def fail_at_work(_settings: Settings, life: Life) -> None:
     life.ready({"device": "none"})
     raise StateError("store.db is damaged: " + "\u00e4\u0000" * 3000)

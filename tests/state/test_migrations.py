@@ -80,6 +80,20 @@ def test_an_older_file_is_migrated_and_a_copy_is_kept(tmp_path, caplog):
     assert "store.db.v1.2" not in copies(tmp_path)
 
 
+def test_what_release_0_7_had_superseded_is_not_sent_again(tmp_path):
+    """That release removed the deliveries of such an output, and kept no other mark."""
+    written = version_1.write(tmp_path)
+    with version_1.opened(tmp_path / "store.db") as database:
+        database.execute("DELETE FROM deliveries WHERE output = ?", (written.outputs["dead"],))
+        database.commit()
+    store = Store(tmp_path)
+    assert store.retry([written.images["done"]], ["pacs", "new"]).added == 2
+    (done,) = store.instances(sop_instance_uid=written.images["done"])[:1]
+    sent = {delivery.output_uid for delivery in done.deliveries}
+    assert sent == {written.outputs["pending"], written.outputs["sent"]}
+    store.close()
+
+
 def test_a_copy_can_be_put_back(tmp_path):
     version_1.write(tmp_path)
     before = version_1.dump(tmp_path / "store.db")

@@ -241,6 +241,40 @@ def test_a_later_release_makes_a_lost_result_under_another_uid(store):
     store.complete("w", item.id, outputs=again, destinations=["pacs"], summary={})
     assert due(store, "pacs").output.sop_instance_uid == "2.2"
     assert store.pending_deliveries() == 1, "the old one is not sent, nor lost again and again"
+    assert store.retry(None, ["pacs", "new"]).added == 1, "the new one goes to the new destination"
+    assert due(store, "new").output.sop_instance_uid == "2.2"
+    assert store.pending_deliveries() == 2
+
+
+def test_an_output_that_comes_back_is_sent(store):
+    """A setting was changed, and changed back."""
+    store.receive(arrival("1.1"))
+    (item,) = store.claim("w", 8)
+    store.complete("w", item.id, outputs=[output("2.1")], destinations=["pacs"], summary={})
+    for uid in ("2.2", "2.1"):
+        store.give_up(due(store, "pacs"), status=None, detail="its bytes are missing")
+        assert store.retry(None, ["pacs"], ["out"]).remade == 1
+        (item,) = store.claim("w", 8)
+        store.complete("w", item.id, outputs=[output(uid)], destinations=["pacs"], summary={})
+    assert due(store, "pacs").output.sop_instance_uid == "2.1"
+    assert store.retry(None, ["pacs", "new"]).added == 1
+    assert due(store, "new").output.sop_instance_uid == "2.1"
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs /proc/locks")
+def test_a_second_connection_of_a_process_leaves_the_locks_of_the_first(tmp_path):
+    """Without them another process takes itself for the last and removes the log of SQLite."""
+    first = Store(tmp_path)
+    file = f":{(tmp_path / 'store.db').stat().st_ino} "
+
+    def locked() -> bool:
+        return file in Path("/proc/locks").read_text(encoding="ascii")
+
+    assert locked()
+    second = Store(tmp_path)
+    assert locked()
+    second.close()
+    first.close()
 
 
 def test_found_by_uid_or_by_the_name_of_the_log(store):
