@@ -140,6 +140,7 @@ def test_an_unreadable_image_is_named_and_only_left_out_where_asked(
     assert scope.unreadable == 1
     assert any("1 images could not be read" in note for note in scope.notes)
     assert "image-23.dcm" in (sets / "damaged-2" / "report.md").read_text("utf-8")
+    assert "image-23" not in scope.model_dump_json()  # which a bundle may keep
 
 
 def one_class(folder: Path, out: Path, label: str) -> Path:
