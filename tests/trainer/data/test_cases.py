@@ -438,14 +438,14 @@ def test_unknown_folder(tmp_path: Path) -> None:
         find(tmp_path)
     with pytest.raises(DataError, match="nowhere does not exist"):
         find(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no --data folder"):
+    with pytest.raises(DataError, match="name a folder of labelled images"):
         find()
 
 
 def test_same_data_twice(nih: Path, csv_set: Path) -> None:
-    with pytest.raises(DataError, match="given twice"):
+    with pytest.raises(DataError, match="names the same folder twice"):
         find(nih, nih / ".." / nih.name)
-    with pytest.raises(DataError, match="given twice"):
+    with pytest.raises(DataError, match="names the same folder twice"):
         find(csv_set, csv_set / "labels.csv")
     (csv_set / "copy.csv").write_bytes((csv_set / "labels.csv").read_bytes())
     with pytest.raises(DataError, match=r"48 images are named twice: .*\.\.\."):
