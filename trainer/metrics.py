@@ -144,12 +144,12 @@ def faithfulness(
             "features_in_step": features_in_step(images.shape[-1]),
             "perturb_baseline": "black",
         },
-        call={"model": _Target(probability).eval(), "device": device, "batch_size": batch},
+        call={"model": AsModule(probability).eval(), "device": device, "batch_size": batch},
     )
 
 
-class _Target(nn.Module):
-    """Probabilities as the outputs (B, K) of a module, which is what Quantus takes."""
+class AsModule(nn.Module):
+    """Probabilities as the outputs (B, K) of a module, which is what Quantus and grad-cam take."""
 
     def __init__(self, probability: Probability) -> None:
         super().__init__()

@@ -54,9 +54,13 @@ def agreement_with_squares(
 ) -> Tensor:
     """The agreement of every image, (B,) in [-1, 1], with a gradient to the mask alone.
 
-    Where p of the output explained is below a half there is nothing to explain and nothing is
-    asked: 1. images: (B, C, S, S). logits: (B, outputs), of the images. mask: (B, 1, S, S), 1 =
-    evidence. choice: see `squares`. response: of log odds.
+    If p of the explained output is below 1/2, there is nothing to explain: the agreement is 1.
+
+    images: (B, C, S, S) in [0, 1].
+    logits: (B, outputs), of the images.
+    mask: (B, 1, S, S) in [0, 1], 1 = evidence.
+    choice: see `squares`.
+    response: makes a response (B,) of log odds (B,).
     """
     logits = logits.detach()
     index = network.explained_index(logits)
