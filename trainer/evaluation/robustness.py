@@ -18,7 +18,7 @@ from ..inference import falls, soft_masks
 from ..metrics import min_max, overlap, relevance_mass, relevance_rank
 from ..progress import Progress
 from ..statistics import Patients, average, figure
-from .methods import Method
+from .methods import FAILURES, Method
 from .settings import NEMT
 
 NOISE = 0.02
@@ -30,8 +30,6 @@ QUALITY = 75
 TILE = 32
 """Side in pixels of the tiles that a scrambled image is made of."""
 SEED = 0
-
-_FAILURES = (RuntimeError, ValueError, FloatingPointError)
 
 
 def _noise(images: Images) -> Images:
@@ -92,7 +90,7 @@ def stability(
     progress.stage("stability", len(CHANGES) * len(methods))
     results: dict[str, dict[str, Stability]] = {}
     for key, method in methods.items():
-        failures = () if key == NEMT else _FAILURES  # a failure of ours is a fault
+        failures = () if key == NEMT else FAILURES  # a failure of ours is a fault
         with suppress(*failures):
             before = _finite_maps(method, network, images)
             changes: dict[str, Stability] = {}
