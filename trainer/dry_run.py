@@ -16,7 +16,7 @@ from nemt_dicom.model.network import ExplainedNetwork
 
 from .data.cases import Case, describe
 from .data.examples import Examples, load_examples
-from .markdown import table
+from .markdown import bullets, code, table
 from .prepare import frozen_stages, make_repeatable, read_tables
 from .progress import Progress
 from .report.tables import splits_table
@@ -71,7 +71,7 @@ def dry_run(recipe: Recipe, places: Places, progress: Progress) -> str:
             table(heads, rows) if rows else "Nothing is trained.",
             f"Reading all images once: at most {reading / 60:.1f} minutes. Training, at most "
             f"{total / 60:.1f} minutes in all, without validation and evaluation.",
-            *dataset.notes,
+            *([bullets(dataset.notes)] if dataset.notes else []),
         ]
     )
 
@@ -169,8 +169,9 @@ def _sizes(network: ExplainedNetwork, count: int, recipe: Recipe, channels: int)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         memory = f"{peak / 2**30:.1f} GiB of memory"
     return (
-        f"Target model `{recipe.target_model.backbone}`: {target:,} parameters. Explanation module "
-        f"`{recipe.explanation_module.decoder}`: {module:,}. A step of {computing.batch} images in "
-        f"{'bfloat16' if computing.bfloat16 is True else 'float32'} took {memory} at most. "
+        f"Target model {code(recipe.target_model.backbone)}: {target:,} parameters. Explanation "
+        f"module {code(recipe.explanation_module.decoder)}: {module:,}. A step of "
+        f"{computing.batch} images in {'bfloat16' if computing.bfloat16 is True else 'float32'} "
+        f"took {memory} at most. "
         f"The cache of all images takes {cached / 2**30:.2f} GiB of disk."
     )

@@ -23,6 +23,7 @@ from .evaluation.evaluate import evaluate
 from .evaluation.methods import METHODS
 from .evaluation.results import Measured
 from .evaluation.settings import MEAN_OF_BOXES, EvaluationSettings
+from .options import as_help
 from .progress import Bars, Progress
 from .provenance import training_of
 from .report.html import write_report
@@ -109,6 +110,12 @@ def build_compare_parser() -> argparse.ArgumentParser:
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
+    """The options that an evaluation and a comparison have in common."""
+    _data_options(parser)
+    _computing_options(parser)
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         dest="folders",
@@ -136,12 +143,15 @@ def _shared(parser: argparse.ArgumentParser) -> None:
         "without a split are used whole",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on in a folder --out that has files already"
-    )
-    parser.add_argument(
         "--skip-bad",
         action="store_true",
         help="leave out missing and unreadable images, with a note, instead of stopping",
+    )
+
+
+def _computing_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume", action="store_true", help="go on in a folder --out that has files already"
     )
     parser.add_argument(
         "--device",
@@ -157,8 +167,8 @@ def _shared(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=default_cache(),
         metavar="DIR",
-        help=f"folder that keeps images, maps and scores for later calls "
-        f"(default: {default_cache()})",
+        help="folder that keeps images, maps and scores for later calls "
+        f"(default: {as_help(default_cache())})",
     )
 
 

@@ -51,7 +51,8 @@ def relevance_mass(attributions: Sequence[Values], regions: Sequence[Region]) ->
 def relevance_rank(attributions: Sequence[Values], regions: Sequence[Region]) -> PerImage:
     """Hits / k among a map's k highest pixels, k the region's size: (maps, regions).
 
-    Quantus' RelevanceRankAccuracy. A constant map ranks nothing and scores the region's share.
+    regions: none is empty. Quantus' RelevanceRankAccuracy. A constant map ranks nothing and scores
+    the region's share.
     """
     flat = [region.ravel() for region in regions]
     scores = np.empty((len(attributions), len(flat)))
@@ -66,7 +67,7 @@ def relevance_rank(attributions: Sequence[Values], regions: Sequence[Region]) ->
 
 
 def pointing_game(attributions: Sequence[Values], regions: Sequence[Region]) -> PerImage:
-    """1 where a highest pixel of a map lies in its region, else 0: (maps,).
+    """1 if a highest pixel of a map lies in its region, otherwise 0: (maps,).
 
     Quantus' PointingGame. A constant map points nowhere and scores the region's share.
     """
@@ -130,8 +131,8 @@ def faithfulness(
     its size and there are three times as many.
 
     attributions: maps (S, S). images: (N, C, S, S) in [0, 1]. index: (N,), which output is
-    explained of each image, if `probability` gives all outputs. Returns (N,) in [-1, 1]; NaN where
-    it is not defined: a constant map, or a p that no step changes.
+    explained of each image, if `probability` gives all outputs. Returns (N,) in [-1, 1]; NaN if it
+    is not defined: a constant map, or a p that no step changes.
     """
     return _by_quantus(
         "FaithfulnessEstimate",
@@ -143,12 +144,12 @@ def faithfulness(
             "features_in_step": features_in_step(images.shape[-1]),
             "perturb_baseline": "black",
         },
-        call={"model": _Target(probability).eval(), "device": device, "batch_size": batch},
+        call={"model": AsModule(probability).eval(), "device": device, "batch_size": batch},
     )
 
 
-class _Target(nn.Module):
-    """Probabilities as the outputs (B, K) of a module, which is what Quantus takes."""
+class AsModule(nn.Module):
+    """Probabilities as the outputs (B, K) of a module, which is what Quantus and grad-cam take."""
 
     def __init__(self, probability: Probability) -> None:
         super().__init__()

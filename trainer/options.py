@@ -15,8 +15,8 @@ answer depends on. Research only.
 goes in     folders of labelled images (--data) and the label to explain (--target)
 comes out   a bundle in --out: the two networks with their thresholds and figures, in one folder
             that `nemt-dicom serve --bundle DIR` and `nemt-dicom explain --bundle DIR` use
-how long    `--dry-run` measures it. A few hundred images take about 20 minutes on two CPU cores,
-            the paper's recipe on all of RSNA hours on a GPU
+how long    `--dry-run` measures it. A few hundred images take about 20 minutes on two CPU cores;
+            the paper's recipe on all of RSNA takes hours on a GPU
 then        read DIR/MODEL_CARD.md; `nemt-eval --bundle DIR --data ...` asks whether the masks are
             right
 
@@ -26,9 +26,10 @@ Data folders are recognised by the files they hold; give --data once for each:
   NIH ChestX-ray14  images/*.png, Data_Entry_2017_v2020.csv; any of its 14 labels is a target
   HAM10000          images/*.jpg, masks/, HAM10000_metadata.csv; any of its 7 classes is a target
   plain CSV         labels.csv (path, label, patient_id; split and kind if you have them)
-Splits are by patient: the table's column `split`, else a stable hash. 15 % of the training patients
-are validation, which every choice is made on; the test split is for the final figures only. Boxes
-and lesion masks never take part in training."""
+All images of a patient are in one split: the table's column `split` says which, otherwise a stable
+hash of the patient does. 15 % of the training patients are for validation; every choice is made on
+them. The test split is for the final figures only. Boxes and lesion masks never take part in
+training."""
 EPILOG = """\
 examples:
   cd rsna && nemt-train --target pneumonia
@@ -48,13 +49,14 @@ A recipe of your own: write one, change it, train by it.
   nemt-train --print-recipe > mine.toml
   nemt-train --recipe mine.toml --target pneumonia --data rsna-mini --out runs/mine
 
---out gets the bundle's five files, and a folder `run`: recipe.toml (the recipe in force), train.log
-(what happened when, readable while it runs), metrics.csv, curves.png, a panel of masks each epoch,
-comparison.png. A run that was stopped goes on with the same command and --resume, to the same bits.
+--out gets the files of the bundle, and a folder `run`: recipe.toml (the recipe with all changes),
+train.log (what happened when, readable while it runs), metrics.csv, curves.png, a panel of masks
+each epoch, comparison.png. If a run was stopped, the same command with --resume goes on, and gives
+the same bundle.
 exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted"""
 
 KEPT = {"target", "device", "threads", "seed"}
-"""Names of former recipes that are options still."""
+"""Names of values of former recipes that still have an option of their own."""
 
 SWITCHES = {
     "--random-init": "--set target_model.pretrained=false",
@@ -67,22 +69,27 @@ SWITCHES = {
     "--bfloat16": "--set run.bfloat16=true",
     "--no-bfloat16": "--set run.bfloat16=false",
 }
-"""Options without a value that were left out in 0.8.0, and what does the same."""
+"""Options without a value that 0.8.0 removed, and the option that does the same."""
 
 GONE = {
     "--no-augment": "every run augments its images",
-    "--compile": "nothing is compiled",
+    "--compile": "no run compiles its networks",
     **{
         f"--{name.replace('_', '-')}": f"every run has {name} = {value}"
         for name, value in LEFT_OUT.items()
         if name != "augment"
     },
 }
-"""Options that were left out in 0.8.0 with what they did, and how it is now."""
+"""Options that 0.8.0 removed together with their effect, and what every run does now."""
+
+
+def as_help(text: object) -> str:
+    """A value as part of an option's help, in which argparse replaces what follows a %."""
+    return str(text).replace("%", "%%")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Answers the name of an option that there was with what it is called now."""
+    """Refuses an option of an earlier release, and says what to write instead."""
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         for flag, value in _with_values(sys.argv[1:] if args is None else args):
@@ -92,7 +99,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _with_values(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Each option with what follows it: "--name=value" or "--name value"; "" if nothing does."""
+    """Each option with its value, from "--name=value" or "--name value"; "" if it has none."""
     pairs = []
     for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
@@ -102,7 +109,7 @@ def _with_values(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def new_spelling(flag: str, value: str = "") -> str:
-    """What to write instead of an option that there was before 0.8.0; "" for any other."""
+    """What to write instead of an option of a release before 0.8.0; "" for any other option."""
     name = flag.removeprefix("--").replace("-", "_")
     if flag == "--preset":
         return f"--preset is now --recipe {value or 'NAME'}"
@@ -111,7 +118,7 @@ def new_spelling(flag: str, value: str = "") -> str:
     if flag in SWITCHES:
         return f"{flag} is now {SWITCHES[flag]}"
     if flag in GONE:
-        return f"{flag} was left out: {GONE[flag]}"
+        return f"{flag} was removed: {GONE[flag]}"
     if name in RENAMED and name not in KEPT:
         if name == "auxiliary" and value:
             value = f"""'["{'", "'.join(part.strip() for part in value.split(","))}"]'"""
@@ -120,7 +127,7 @@ def new_spelling(flag: str, value: str = "") -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line. No option has a default: what is not named, the recipe says."""
+    """The command line. No option has a default: the recipe has the value of every other one."""
     parser = _Parser(
         prog="nemt-train",
         description=DESCRIPTION,
@@ -137,29 +144,33 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _data_options(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--target", metavar="LABEL", help="label to explain, such as pneumonia")
+    group.add_argument("--target", metavar="LABEL", help="the label to explain, such as pneumonia")
     group.add_argument(
         "--data",
         dest="folders",
         action="append",
         type=Path,
         metavar="DIR",
-        help="a data folder, or a labels.csv (default: the current folder)",
+        help="a folder of labelled images, or a labels.csv; can be repeated (default: the current "
+        "folder)",
     )
     group.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="new folder for the bundle (default: runs/LABEL)",
+        help="the new folder that gets the bundle (default: runs/LABEL)",
     )
     group.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
-        help=f"where decoded images are kept for every run (default: {default_cache()})",
+        help="the folder that keeps decoded images, so that later runs need not decode them again "
+        f"(default: {as_help(default_cache())})",
     )
     group.add_argument(
-        "--skip-bad", action="store_true", help="leave out images that are missing or unreadable"
+        "--skip-bad",
+        action="store_true",
+        help="leave out images that are missing or cannot be read, instead of stopping",
     )
 
 
@@ -167,20 +178,23 @@ def _recipe_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--recipe",
         metavar="NAME|FILE",
-        help=f"one of {', '.join(PRESETS)}, or a TOML file (default: default, what measured best; "
-        "paper: ResNet-50 and the paper's settings; nem-u: explains a representation)",
+        help=f"the settings to train with: one of {', '.join(PRESETS)}, or a TOML file. default: "
+        "the settings with the best figures, used if you name no recipe; paper: ResNet-50 and the "
+        "paper's settings; nem-u and paper-nem-u: explain a representation instead of a label",
     )
     group.add_argument(
         "--set",
         dest="assignments",
         action="append",
         metavar="NAME=VALUE",
-        help="change one value of the recipe, such as target_model.epochs=3; can be repeated",
+        help="change one value of the recipe, for example --set target_model.epochs=3; can be "
+        "repeated; --print-recipe shows all names",
     )
     group.add_argument(
         "--print-recipe",
         action="store_true",
-        help="print the recipe in force, each value with its meaning, and end",
+        help="print the recipe with all changes of this command line, each value with its meaning, "
+        "and end",
     )
 
 
@@ -189,43 +203,80 @@ def _target_model_options(group: "argparse._ArgumentGroup") -> None:
         "--target-model",
         type=Path,
         metavar="FILE|BUNDLE",
-        help="explain this trained model: its weights as safetensors or torch checkpoint, or a "
-        "bundle's folder, whose target model gets another explanation module",
+        help="explain this trained classifier instead of training one: a file with its weights "
+        "(safetensors or a torch checkpoint), or the folder of a bundle, whose target model gets a "
+        "new explanation module",
     )
     group.add_argument(
         "--keep-module",
         action="store_true",
-        help="keep that bundle's explanation module, too: only thresholds, figures and [serving] "
-        "of the recipe are new",
+        help="with a bundle as --target-model: keep its explanation module, too, and train "
+        "nothing; only the thresholds, the figures and the section [serving] of the recipe are new",
     )
-    group.add_argument("--output", metavar="N|NAME", help="output of the file that is explained")
     group.add_argument(
-        "--output-names", metavar="A,B,...", help="names of the file's outputs, in order"
+        "--output",
+        metavar="N|NAME",
+        help="the output of the target model to explain, by its index from 0 or by its name "
+        "(default: the output named like the label)",
+    )
+    group.add_argument(
+        "--output-names",
+        metavar="A,B,...",
+        help="the names of the outputs of a target model from a file, in order",
     )
     group.add_argument(
         "--activation",
         choices=("sigmoid", "softmax"),
-        help="of its outputs; softmax if they exclude each other (default: sigmoid)",
+        help="the function that makes probabilities of the outputs of a target model from a file: "
+        "softmax if the classes exclude each other, otherwise sigmoid (default: sigmoid)",
     )
     group.add_argument(
         "--initial-weights",
         type=Path,
         metavar="FILE",
-        help="train from these weights of the backbone; the head starts anew",
+        help="start training the target model from the backbone weights in this file; its "
+        "classification head starts untrained",
     )
 
 
 def _run_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
-        "--dry-run", action="store_true", help="show data, size, memory and time; train nothing"
+        "--dry-run",
+        action="store_true",
+        help="show how many images there are, and how much memory and time the run needs; train "
+        "nothing",
     )
     group.add_argument(
-        "--ablation", action="store_true", help="the paper's ablation on one target model: a table"
+        "--ablation",
+        action="store_true",
+        help="repeat the paper's ablation: train one target model and an explanation module for "
+        "each variant, and write a table of their figures",
     )
-    group.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     group.add_argument(
-        "--seed", type=int, metavar="N", help="of everything random: the same seed, the same bundle"
+        "--resume",
+        action="store_true",
+        help="go on with the run that was stopped in the folder --out",
     )
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    group.add_argument("--device", choices=("cpu", "cuda"), help="processor (default: cpu)")
-    group.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard")
+    group.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="the seed of all random numbers; the same seed on the same machine gives the same "
+        "bundle (default: the recipe's)",
+    )
+    group.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="number of CPU threads (default: the recipe's)",
+    )
+    group.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="where to compute: cpu, or cuda for a GPU (default: the recipe's, cpu)",
+    )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="also write the curves as events for TensorBoard, to the folder run/tensorboard",
+    )

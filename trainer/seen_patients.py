@@ -1,8 +1,8 @@
-"""Whom a bundle has seen, so that nobody it was trained on is taken for a test patient.
+"""Which patients a bundle has seen, so that no training patient is taken for a test patient.
 
-A bundle keeps a short hash of each, over a salt drawn for it, the source and the patient's id. So
-there is no patient data in a bundle, and no list of hashes that was made before finds anybody in
-it. Whoever has the ids of a set can ask whether they are among them, which is what it is for.
+A bundle keeps a short hash of each patient: of a random salt of the bundle, the source, and the
+patient's id. So a bundle holds no patient data, and a list of hashes made in advance finds nobody
+in it. A person who has the ids of a data set can ask whether its patients are among them.
 """
 
 import hashlib
@@ -17,14 +17,15 @@ from .data.cases import OF_NIH, Case
 from .training.places import Places
 
 DIGITS = 10
-"""Of a hash: one evaluation of 10 000 patients in 3 700 takes one of them for one of 30 000."""
+"""Hexadecimal digits kept of a hash. So one in 3 700 evaluations of 10 000 patients mistakes a
+patient for one of 30 000 training patients."""
 
 
 def record_of_seen(cases: Iterable[Case], places: Places) -> SeenPatients:
-    """The patients that a run learns from or chooses by, and those that its bundle had seen before.
+    """The patients that a run learns from or chooses by, and the ones that its bundle had seen.
 
     The record is whole if it has all patients that the networks have seen, under ids that other
-    data give the same patients.
+    data sets use for the same patients.
     """
     former = _record(places.bundle) if places.bundle else None
     salt = former.salt if former else secrets.token_hex(8)
@@ -56,16 +57,16 @@ def require_unseen(bundle: Bundle, cases: Sequence[Case]) -> tuple[str, ...]:
     if seen:
         raise DataError(
             f"{len(seen)} of {len({case.patient for case in cases})} patients of the test split "
-            f"are training or validation patients of {name} ({bundle.folder}): name data that "
-            "place them in splits as those it was trained on did, or measure on them by "
-            "nemt-eval --split train. Where they are others with the same ids, a prefix in the "
-            "table tells them apart"
+            f"are training or validation patients of {name} ({bundle.folder}): name data with the "
+            "splits that it was trained on, or measure on these patients by nemt-eval --split "
+            "train. If they are different people with the same ids, add a prefix to the ids in the "
+            "table"
         )
     if not record.whole:
         return (
-            f"whom {name} was trained on is known in part (of a file or bundle without a record, "
-            "or by RSNA's images without their patients): whether any of these is one of them "
-            "cannot be wholly checked",
+            f"{name} knows only a part of the patients it was trained on (it began with a file or "
+            "bundle without a record, or with RSNA's images without their patients): whether any "
+            "of these is one of them cannot be wholly checked",
         )
     return ()
 
@@ -76,8 +77,10 @@ def _record(bundle: Bundle) -> SeenPatients | None:
 
 
 def _hashes(case: Case, salt: str) -> Iterator[str]:
-    """RSNA's patients are NIH's; its images, too, for where one table tells of whom they are and
-    another does not.
+    """The hashes of a case's patient.
+
+    RSNA's patients are NIH's. An image of RSNA has a second hash, of its name, because one table
+    may name its patient and another may not.
     """
     names = [f"{'NIH' if case.source in OF_NIH else case.source} {case.patient}"]
     names += [f"RSNA image {case.path.stem}"] if case.source == "RSNA" else []

@@ -57,6 +57,8 @@ def area_under_curve(scores: Values, labels: Values) -> float:
 def figure(statistic: Statistic, patients: Patients) -> Figure:
     """A statistic of all rows with its interval, rounded to 5 significant digits.
 
+    patients: of the N rows, N at least 1.
+
     Raises pydantic's `ValidationError` (a `ValueError`) if the statistic is NaN for all rows.
     """
     low, high = bootstrap(statistic, patients)
@@ -87,14 +89,20 @@ def mean(values: NDArray[Any], patients: Patients) -> Figure | None:
 
 
 def ratio(numerator: Values, denominator: Values, patients: Patients) -> Figure | None:
-    """The ratio of two means over the rows (N,) that have both values; None if no row has."""
+    """The ratio of two means over the rows (N,) that have both values.
+
+    None if no row has both, or if the mean of the denominators is 0.
+    """
     both = np.flatnonzero(np.isfinite(numerator) & np.isfinite(denominator))
-    if not len(both):
-        return None
     a, b = numerator[both], denominator[both]
-    return figure(
-        lambda rows: float(a[rows].mean() / max(b[rows].mean(), 1e-12)), patients.take(both)
-    )
+    if not len(both) or b.mean() == 0:
+        return None
+    return figure(lambda rows: quotient(a[rows].mean(), b[rows].mean()), patients.take(both))
+
+
+def quotient(numerator: float, denominator: float) -> float:
+    """Numerator over denominator; NaN, which says nothing, if the denominator is 0."""
+    return float(numerator / denominator) if denominator else float("nan")
 
 
 def auc(scores: Values, labels: Values, patients: Patients) -> Figure | None:

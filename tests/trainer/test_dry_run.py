@@ -1,5 +1,6 @@
 """What a run would cost: the report of `--dry-run`, on a few synthetic images."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,15 @@ def test_each_stage_is_measured_by_one_real_step_after_another(
 
 def test_a_batch_larger_than_the_set_is_measured(rsna: Path) -> None:
     assert "explanation module" in report(rsna, run={"batch": 4000})
+
+
+def test_notes_of_the_data_are_shown_as_they_are(
+    rsna: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = dry_run.read_tables
+
+    def read_tables(*arguments: Any) -> Any:
+        return replace(whole(*arguments), notes=("| *a* <i>",))
+
+    monkeypatch.setattr(dry_run, "read_tables", read_tables)
+    assert "- \\| \\*a\\* \\<i\\>" in report(rsna)

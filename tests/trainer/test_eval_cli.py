@@ -6,7 +6,9 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,12 @@ import torch
 
 from nemt_dicom import cli as service
 from nemt_dicom.config import Settings
-from nemt_dicom.model.bundle import Bundle
+from nemt_dicom.model.bundle import Bundle, save
 from nemt_dicom.model.evaluation import Evaluation
+from nemt_dicom.model.network import REPRESENTATION, ExplainedNetwork
 from nemt_dicom.pipeline import PipelineEngine
 from tests.conftest import random_network, write_manifest
-from tests.trainer.bundle_kit import write_bundle
+from tests.trainer.bundle_kit import description, training, write_bundle
 from tests.trainer.synthetic_sets import write_csv_set, write_ham, write_nih, write_rsna
 from trainer.eval_cli import main
 from trainer.evaluation.settings import SHUFFLED, EvaluationSettings
@@ -140,6 +143,7 @@ def test_an_unreadable_image_is_named_and_only_left_out_where_asked(
     assert scope.unreadable == 1
     assert any("1 images could not be read" in note for note in scope.notes)
     assert "image-23.dcm" in (sets / "damaged-2" / "report.md").read_text("utf-8")
+    assert "image-23" not in scope.model_dump_json()  # which a bundle may keep
 
 
 def one_class(folder: Path, out: Path, label: str) -> Path:
@@ -253,3 +257,27 @@ def test_figures_go_into_bundle_and_card_and_the_service_wants_them(
     assert "does it depend on the model?" in shown
     PipelineEngine(settings)
     assert "says nothing" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["representation", "predicted", "softmax"])
+def test_a_bundle_of_every_kind_gets_a_report_and_a_card(sets: Path, kind: str) -> None:
+    changes: dict[str, Any] = {
+        "representation": {"outputs": (), "activation": "none", "target": REPRESENTATION},
+        "predicted": {},
+        "softmax": {"activation": "softmax"},
+    }[kind]
+    explains = "target" if kind == "softmax" else kind
+    architecture = replace(random_network().architecture, explains=explains, **changes)
+    record = training() if kind == "softmax" else training(thresholds=None)
+    says = description(target=architecture.target, training=record)
+    save(sets / kind, ExplainedNetwork(architecture).eval(), says, "# No figures\n")
+    out = sets / f"{kind}-report"
+    options = ["--quick", "--methods", "random", "--into-bundle"]
+    assert call(sets / kind, sets / "rsna", out, *options) == 0
+    results = summary(out)
+    has_target = kind == "softmax"
+    assert bool(results.auc) == (results.drawn is not None) == has_target
+    assert (results.module.scores.faithfulness is None) == (kind == "representation")
+    card = (sets / kind / "MODEL_CARD.md").read_text("utf-8")
+    assert "`nemt-eval` measured" in card
+    assert "None" not in card.replace("None was chosen", "")

@@ -2,10 +2,12 @@
 
 import argparse
 import re
+from collections.abc import Callable
 
 import pytest
 
 from tests.conftest import ROOT
+from trainer import eval_cli
 from trainer.cli import read_arguments
 from trainer.options import GONE, KEPT, SWITCHES, build_parser, new_spelling
 from trainer.training.recipe_file import LEFT_OUT, RENAMED, names
@@ -28,10 +30,18 @@ def test_every_option_says_what_it_does() -> None:
 
 
 def test_help_says_what_goes_in_what_comes_out_how_long_and_what_next() -> None:
-    text = build_parser().format_help()
+    text = " ".join(build_parser().format_help().split())
     for word in ("goes in", "comes out", "how long", "then", "nemt-eval", "examples:"):
         assert word in text
-    assert "Boxes\nand lesion masks never take part in training" in text
+    assert "Boxes and lesion masks never take part in training" in text
+
+
+@pytest.mark.parametrize("parser", [build_parser, eval_cli.build_parser])
+def test_help_shows_a_cache_folder_of_any_name(
+    parser: Callable[[], argparse.ArgumentParser], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMT_CACHE", "/100%b")
+    assert "(default: /100%b)" in " ".join(parser().format_help().split())
 
 
 @pytest.mark.parametrize("arguments", [["--data", "nih"], ["--no-such-option"], ["--mask", "3"]])
@@ -58,9 +68,9 @@ def test_without_a_target_the_option_is_named(capsys: pytest.CaptureFixture[str]
         (["--objective", "literal"], "--set explanation_module.objective=literal"),
         (["--random-init"], "--set target_model.pretrained=false"),
         (["--auxiliary", "edema, mass"], """--set target_model.auxiliary='["edema", "mass"]'"""),
-        (["--no-augment"], "--no-augment was left out: every run augments its images"),
+        (["--no-augment"], "--no-augment was removed: every run augments its images"),
         (["--decoder-norm", "group"], "every run has decoder_norm = batch"),
-        (["--compile"], "--compile was left out"),
+        (["--compile"], "--compile was removed"),
     ],
 )
 def test_an_option_of_before_is_answered_with_the_new_spelling(

@@ -52,7 +52,7 @@ def test_training_and_validation_patients_are_no_test_patients() -> None:
 def test_weights_that_others_trained_may_have_seen_anybody() -> None:
     bundle = bundle_of(case("1", "train"), initial_weights=Path("others.safetensors"))
     (note,) = require_unseen(bundle, [case("3")])
-    assert "known in part" in note
+    assert "knows only a part" in note
 
 
 def test_no_patient_stands_in_a_record_and_no_two_are_alike() -> None:
@@ -71,7 +71,7 @@ def test_rsnas_patients_are_nihs_and_its_images_are_known_without_them() -> None
     nameless = bundle_of(case("image-1", "train", "RSNA"))
     with pytest.raises(DataError, match="1 of 1 patients"):
         require_unseen(nameless, [case("13", "test", "RSNA", "image-1")])
-    assert "known in part" in require_unseen(nameless, [case("14")])[0]
+    assert "knows only a part" in require_unseen(nameless, [case("14")])[0]
 
 
 def test_a_bundle_of_a_bundle_has_seen_what_both_have() -> None:
@@ -98,7 +98,7 @@ def test_what_is_not_recorded_is_said() -> None:
     of_a_file = bundle_of(case("1", "train"), target_model=Path("file"))
     of_the_former = bundle_of(case("1", "train"), target_model=Path("file"), bundle=former)
     for bundle in (of_a_file, of_the_former):
-        assert "known in part" in require_unseen(bundle, [case("2")])[0]
+        assert "knows only a part" in require_unseen(bundle, [case("2")])[0]
         with pytest.raises(DataError):
             require_unseen(bundle, [case("1")])
 

@@ -52,6 +52,13 @@ def test_nothing_undefined_gets_into_a_figure() -> None:
         Figure(mean=float("nan"), lo=0, hi=1, n=1)
 
 
+def test_a_ratio_to_nothing_is_not_defined() -> None:
+    assert ratio(np.ones(3), np.zeros(3), ABC) is None
+    over = ratio(np.array([0.0, 0.0, 2.0]), np.array([0.0, 0.0, 1.0]), ABC)
+    assert over is not None  # resamples without the third patient say nothing
+    assert (over.mean, over.lo, over.hi, over.n) == (2, 2, 2, 3)
+
+
 def test_a_figure_of_rows_takes_their_patients() -> None:
     assert ABC.take(np.array([2, 0, 2])).names == ("c", "a", "c")
     assert ABC.take([0]).resamples == 50

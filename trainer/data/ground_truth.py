@@ -50,6 +50,8 @@ def read_truth(case: Case, geometry: Geometry) -> NDArray[np.bool_] | None:
     """The ground truth of one case: (S, S) bool in the model's frame; None if it has none.
 
     RSNA: the union of the boxes; only positives have boxes. HAM10000: the lesion, for every class.
+    A lesion mask without a lesion is no ground truth, nor is a box that covers no pixel of the
+    model's frame: a map cannot be inside nothing.
 
     Raises `DataError` if the ground truth does not fit the image.
     """
@@ -60,7 +62,10 @@ def read_truth(case: Case, geometry: Geometry) -> NDArray[np.bool_] | None:
     else:
         return None
     # `to_model` repeats the border pixels beside the image. There is no ground truth.
-    return None if source is None else (geometry.to_model(source) >= 0.5) & geometry.inside()
+    if source is None:
+        return None
+    region = (geometry.to_model(source) >= 0.5) & geometry.inside()
+    return region if region.any() else None
 
 
 @lru_cache(maxsize=4)

@@ -23,7 +23,7 @@ def read_listings(folders: Sequence[Path], target: str) -> tuple[list[Listing], 
     """
     tables = [find_table(folder) for folder in folders]
     if len({table.resolve() for table in tables}) != len(tables):
-        raise DataError("the same --data folder is given twice")
+        raise DataError("--data names the same folder twice")
     listings = [read_listing(table, target) for table in tables]
     _require_one_task(tables, listings)
     _require_known_patients(tables, listings)
@@ -112,7 +112,7 @@ def _require_same_kind(folder: Path, photographs: bool, bundle_photographs: bool
 def _require_one_task(tables: Sequence[Path], listings: Sequence[Listing]) -> None:
     """One kind of image and one kind of label in a run."""
     if not listings:
-        raise DataError("no --data folder is given")
+        raise DataError("name a folder of labelled images with --data")
     photographs = {
         image.kind == "photograph": table
         for table, listing in zip(tables, listings, strict=True)

@@ -17,7 +17,7 @@ from . import (
 from .result_store import CodeVersions, sources
 
 MAPS = (network, decoders, inference, attributions, methods, perturbation, relax)
-SCORES = (network, decoders, metrics, removal)
+SCORES = (network, decoders, inference, metrics, removal)
 TESTS = (*MAPS, statistics, metrics, subset, model_dependence, robustness, timing)
 
 

@@ -15,7 +15,7 @@ from ..arrays import Maps
 from ..data.cases import read_radiograph
 from ..data.examples import Examples
 from ..progress import Progress
-from ..statistics import Patients, auc, average, figure
+from ..statistics import Patients, auc, average, figure, quotient
 
 Device = Literal["cpu", "cuda"]
 Probabilities = NDArray[np.float32]
@@ -34,11 +34,14 @@ def aucs(examples: Examples, probability: Probabilities, patients: Patients) -> 
 
 
 def mask_area(examples: Examples, masks: Maps, patients: Patients) -> MaskArea:
-    """Mean of the soft masks (N, S, S), before any threshold, by label, and their ratio."""
+    """Mean of the soft masks (N, S, S), before any threshold, by label, and their ratio.
+
+    There is no ratio if a label does not occur, or if the masks of all positives are empty.
+    """
     area = masks.mean(axis=(1, 2)).astype(np.float64)
     positives, negatives = (_of_label(examples, area, label, patients) for label in (1, 0))
     over = None
-    if positives is not None and negatives is not None:
+    if positives is not None and negatives is not None and positives.mean > 0:
         sums = [np.where(examples.labels == label, area, 0) for label in (0, 1)]
         counts = [examples.labels == label for label in (0, 1)]
 
@@ -46,7 +49,7 @@ def mask_area(examples: Examples, masks: Maps, patients: Patients) -> MaskArea:
             if not all(count[rows].any() for count in counts):
                 return float("nan")  # a resample without one of the labels says nothing
             low, high = (s[rows].sum() / c[rows].sum() for s, c in zip(sums, counts, strict=True))
-            return float(low / max(high, 1e-12))
+            return quotient(low, high)
 
         over = figure(negatives_over_positives, patients)
     return MaskArea(positives=positives, negatives=negatives, negatives_over_positives=over)

@@ -25,7 +25,7 @@ from nemt_dicom.model.evaluation import (
     Subgroup,
 )
 
-from ..data.cases import Dataset
+from ..data.cases import Dataset, name_few
 from ..data.examples import Examples, load_examples
 from ..data.ground_truth import ground_truth
 from ..inference import soft_masks
@@ -66,7 +66,8 @@ def evaluate(
     splits give the mean of their ground truth to one baseline, and nothing else.
 
     methods: by key, instead of the ones that the settings name; the explanation module is among
-    them. Raises `DataError` if the split has no image with the target.
+    them. Raises `DataError` if the split has no image with the target, or if the bundle's answer
+    to an image is not finite.
     """
     asked = _ask(bundle, dataset, cache, device, settings, progress)
     boxed, regions = ground_truth(asked.examples)
@@ -144,6 +145,7 @@ def _ask(
     network = bundle.network(device)
     examples = _read(bundle, dataset, cache, settings, progress)
     answer, masks = soft_masks(network, examples.images)
+    _require_finite(examples, answer, masks)
     return Asked(
         bundle=bundle,
         network=network,
@@ -155,6 +157,20 @@ def _ask(
         settings=settings,
         progress=progress,
     )
+
+
+def _require_finite(
+    examples: Examples, answer: NDArray[np.float32], masks: NDArray[np.float32]
+) -> None:
+    """Raises `DataError` if the bundle has no answer to an image; the service refuses it, too."""
+    answered = np.isfinite(answer.reshape(len(answer), -1)).all(axis=1)
+    rows = np.flatnonzero(~(answered & np.isfinite(masks).all(axis=(1, 2))))
+    if len(rows):
+        names = [examples.cases[row].path.name for row in rows.tolist()]
+        raise DataError(
+            f"the bundle's answer to {len(rows)} of {len(examples)} images is not finite (NaN): "
+            f"{name_few(names)}. A network that gives NaN cannot be measured: train it again"
+        )
 
 
 def _read(
@@ -171,13 +187,19 @@ def _read(
             "images: there is nothing to explain"
         )
     progress.stage(f"reading, {settings.split}", len(cases))
-    return load_examples(
+    examples = load_examples(
         cases,
         bundle.preprocessing,
         cache=cache,
         done=progress.step,
         skip_bad=settings.skip_bad,
     )
+    if not examples.labels.any():
+        raise DataError(
+            f"no image with {dataset.target!r} of the {settings.split} split can be read: there is "
+            "nothing to explain"
+        )
+    return examples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,11 +38,39 @@ class FurtherTests:
 
 @dataclass(frozen=True, kw_only=True)
 class _Subset:
-    """The seeded subset of the images compared."""
+    """The seeded subset of the images compared, and what keeps the results of its tests.
+
+    images: (n, C, S, S) in [0, 1].
+    truth: (n, S, S); None if the data have no ground truth.
+    threshold: the bundle's `mask_threshold`.
+    """
 
     images: Images
     truth: Regions | None
     patients: Patients
+    compared: Compared
+    threshold: float
+
+    @classmethod
+    def of(cls, compared: Compared, patients: Patients, threshold: float) -> "_Subset":
+        """The subset. patients: of all images compared."""
+        chosen = subset(len(compared.images), compared.settings.subset)
+        return cls(
+            images=compared.images[chosen],
+            truth=None if compared.truth is None else compared.truth[chosen],
+            patients=patients.take(chosen),
+            compared=compared,
+            threshold=threshold,
+        )
+
+    def remembered(
+        self, name: str, kind: TypeAdapter[T], used: Mapping[str, Method], test: Callable[[], T]
+    ) -> T:
+        """The result of a test of these methods: a kept one, if there is one."""
+        where = "" if self.truth is None else digest(self.truth)
+        groups = self.compared.settings.layer_groups
+        further = f"{self.threshold} {groups} {where} {self.patients}"
+        return remember(self.compared.store, name, kind, used, self.images, further, test)
 
 
 def further_tests(
@@ -59,37 +87,24 @@ def further_tests(
     methods: the ones that made a map of every image asked for. seconds: an image, of each method.
     Without a GPU slow methods take no part, apart from the explanation module.
     """
-    chosen = subset(len(compared.images), compared.settings.subset)
-    few = _Subset(
-        images=compared.images[chosen],
-        truth=None if compared.truth is None else compared.truth[chosen],
-        patients=patients.take(chosen),
-    )
-    able = _fast_enough(methods, seconds, compared, compared.settings.slow_seconds)
-    quick = _fast_enough(able, seconds, compared, compared.settings.quick_seconds)
+    settings, threshold = compared.settings, bundle.manifest.mask_threshold
+    few = _Subset.of(compared, patients, threshold)
+    able = _fast_enough(methods, seconds, compared, settings.slow_seconds)
+    quick = _fast_enough(able, seconds, compared, settings.quick_seconds)
     no_test = ("random", MEAN_OF_BOXES)  # one must change, the other cannot
     still = {key: method for key, method in quick.items() if key not in no_test}
-    groups, threshold = compared.settings.layer_groups, bundle.manifest.mask_threshold
-
-    def kept(
-        name: str, kind: TypeAdapter[T], used: Mapping[str, Method], run: Callable[[], T]
-    ) -> T:
-        where = "" if few.truth is None else digest(few.truth)
-        further = f"{threshold} {groups} {where} {few.patients}"
-        return remember(compared.store, name, kind, used, few.images, further, run)
-
     shared = few.images, few.patients, progress
     return FurtherTests(
-        randomisation=kept(
+        randomisation=few.remembered(
             "randomisation",
             _RANDOMISATION,
             quick,
-            lambda: randomisation(network, quick, *shared, groups=groups),
+            lambda: randomisation(network, quick, *shared, groups=settings.layer_groups),
         ),
-        input_invariance=kept(
+        input_invariance=few.remembered(
             "invariance", _FIGURES, able, lambda: input_invariance(network, able, *shared)
         ),
-        stability=kept(
+        stability=few.remembered(
             "stability",
             _STABILITY,
             still,

@@ -13,7 +13,7 @@ from nemt_dicom.model.network import ExplainedNetwork
 from ..arrays import Images, Maps
 from ..inference import device_of
 from ..progress import Progress
-from .methods import Method
+from .methods import FAILURES, Method
 from .result_store import ResultStore, digest
 from .settings import EvaluationSettings
 from .subset import subset
@@ -23,8 +23,6 @@ Clock = Callable[[], float]
 
 SHARED = {"u_relax": "relax"}
 """Methods that cost nothing after another method's work, and are as slow as it without that."""
-
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, FloatingPointError)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -108,7 +106,7 @@ def _ask(one: _Asking, image: Images, row: int) -> None:
         begin = one.clock()
         try:
             new = np.ascontiguousarray(one.method.maps(one.network, image)[0], np.float32)
-        except _FAILURES as error:
+        except FAILURES as error:
             one.result.failed[row] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             return
         finally:

@@ -34,6 +34,9 @@ from .relax import relax, u_relax
 from .result_store import ResultStore, T, digest
 from .settings import NEMT, EvaluationSettings
 
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, FloatingPointError)
+"""Errors by which a method says that it has no map of an image; none of them ends an evaluation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:

@@ -27,7 +27,7 @@ from ..arrays import Images, Maps
 from ..inference import device_of
 from ..progress import Progress
 from ..statistics import Patients, average, figure
-from .methods import Method
+from .methods import FAILURES, Method
 from .settings import NEMT
 
 Kind = Literal["cascading", "independent"]
@@ -37,8 +37,6 @@ SURVIVES = 0.5
 SHIFT = 0.2
 """What is added to every pixel of an image in [0, 1]."""
 SEED = 0
-
-_FAILURES = (RuntimeError, ValueError)
 
 
 def similarity(before: Maps, after: Maps) -> NDArray[np.float64]:
@@ -137,7 +135,7 @@ def randomisation(
         other = randomised(network, changed)
         for key, method in methods.items():
             finding = findings[key]
-            failures = () if key == NEMT else _FAILURES  # a failure of ours is a fault
+            failures = () if key == NEMT else FAILURES  # a failure of ours is a fault
             alike, after = _alike(other, method, images, finding.before, failures)
             finding.alike[kind].append(None if alike is None else round(float(alike.mean()), 4))
             if after is not None:
@@ -167,7 +165,7 @@ def _alike(
     method: Method,
     images: Images,
     before: Maps,
-    failures: tuple[type[Exception], ...] = _FAILURES,
+    failures: tuple[type[Exception], ...] = FAILURES,
 ) -> tuple[NDArray[np.float64] | None, Maps | None]:
     """The similarities and the new maps, or None if the method fails on this network."""
     try:

@@ -8,14 +8,15 @@ Consistent and Efficient Evaluation Strategy for Attribution Methods, ICML 2022,
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemt_dicom.model.network import Fill, filled
+
+from ..metrics import AsModule
 
 Map = NDArray[np.float32]
 Curve = NDArray[np.float64]
@@ -82,19 +83,7 @@ def road(attribution: Map, image: Map, response: Response, device: str) -> float
             scores = ROADCombined(percentiles=[100 - share for share in ROAD_SHARES])(
                 torch.from_numpy(image)[None].to(device),
                 attribution[None],
-                [lambda output: output],
-                _Answer(response),
+                [lambda output: output[0]],
+                AsModule(response),
             )
     return float(scores[0])
-
-
-class _Answer(nn.Module):
-    """A response as a module, which is what the library calls."""
-
-    def __init__(self, response: Response) -> None:
-        super().__init__()
-        self.response = response
-
-    def forward(self, images: Tensor) -> Any:
-        with torch.inference_mode():
-            return self.response(images)

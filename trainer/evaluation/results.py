@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from nemt_dicom.model.evaluation import Evaluation, MethodResult, Scope, Seconds
 
-from ..data.cases import Dataset, fingerprint, name_few
+from ..data.cases import Dataset, fingerprint
 from ..data.examples import Examples
 from ..provenance import code_state
 from ..statistics import Patients
@@ -55,9 +55,8 @@ def scope(
 ) -> Scope:
     """Which images were looked at, by which code, on what. device: as people name it."""
     notes = list(dataset.notes)
-    if count := len(examples.skipped):
-        few = name_few(examples.skipped, "; ")
-        notes.append(f"{count} images could not be read and are left out: {few}")
+    if count := len(examples.skipped):  # without file names: a bundle keeps the notes
+        notes.append(f"{count} images could not be read and are left out")
     return Scope(
         split=settings.split,
         images=len(examples),

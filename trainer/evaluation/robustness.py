@@ -1,6 +1,7 @@
 """Does a mask hold still if nothing changed, and is it silent if there is nothing to say?"""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..inference import falls, soft_masks
 from ..metrics import min_max, overlap, relevance_mass, relevance_rank
 from ..progress import Progress
 from ..statistics import Patients, average, figure
-from .methods import Method
+from .methods import FAILURES, Method
 from .settings import NEMT
 
 NOISE = 0.02
@@ -80,24 +81,38 @@ def stability(
     progress: Progress,
 ) -> dict[str, dict[str, Stability]]:
     """By method and change: overlap (IoU) of the segments before and after, and how far mass and
-    rank move. images: (N, C, S, S). threshold: makes a map a segment.
+    rank move.
+
+    images: (N, C, S, S) in [0, 1]. truth: (N, S, S); None if the data have no ground truth.
+    threshold: makes a map a segment. A method that fails on a changed image, or whose map of it is
+    not finite, is left out. If the explanation module fails, its error is raised.
     """
     progress.stage("stability", len(CHANGES) * len(methods))
     results: dict[str, dict[str, Stability]] = {}
     for key, method in methods.items():
-        before = method.maps(network, images)
-        results[key] = {}
-        for name, change in CHANGES.items():
-            after = method.maps(network, change(images))
-            if change is _shift:
-                after = np.roll(after, (-1, -1), axis=(-2, -1))
-            segments = (_segments(key, maps, threshold) for maps in (before, after))
-            results[key][name] = Stability(
-                iou=figure(average(overlap(*segments)), patients),
-                **({} if truth is None else _moved(before, after, truth, patients)),
-            )
-            progress.step(f"{method.name}, {name}")
+        failures = () if key == NEMT else FAILURES  # a failure of ours is a fault
+        with suppress(*failures):
+            before = _finite_maps(method, network, images)
+            changes: dict[str, Stability] = {}
+            for name, change in CHANGES.items():
+                after = _finite_maps(method, network, change(images))
+                if change is _shift:
+                    after = np.roll(after, (-1, -1), axis=(-2, -1))
+                segments = (_segments(key, maps, threshold) for maps in (before, after))
+                changes[name] = Stability(
+                    iou=figure(average(overlap(*segments)), patients),
+                    **({} if truth is None else _moved(before, after, truth, patients)),
+                )
+                progress.step(f"{method.name}, {name}")
+            results[key] = changes
     return results
+
+
+def _finite_maps(method: Method, network: ExplainedNetwork, images: Images) -> Maps:
+    maps = method.maps(network, images)
+    if not np.isfinite(maps).all():
+        raise FloatingPointError(f"{method.name}: a map is not finite")
+    return maps
 
 
 def _segments(key: str, maps: Maps, threshold: float) -> list[NDArray[np.bool_]]:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..data.tables import Split
 from ..statistics import RESAMPLES
 
 NEMT = "nemt"
@@ -35,7 +36,7 @@ class EvaluationSettings(BaseModel):
     methods: tuple[str, ...] = IN_TRAINING
     """Keys of the methods to compare; keys that a bundle's kind does not have are ignored."""
 
-    split: str = "test"
+    split: Split = "test"
     """Which images: "train", "validation" or "test"."""
 
     thorough: bool = False

@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ PANELS = 6
 """Images in the panel of all methods."""
 WORST = 10
 """Images in the panel of the worst masks."""
+WORST_BY = {"relevance_mass": 1, "faithfulness": 1, "complexity": -1}
+"""Metrics that tell the worst masks; the first one that is measured does. -1: higher is worse."""
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1500px; margin: 2em auto; padding: 0 1.5em;
@@ -47,15 +50,22 @@ def write_report(out: Path, bundle: Bundle, measured: Measured, *, command: str)
     results = measured.results
     summary = results.model_dump_json(exclude_none=True, indent=1)
     write_whole(out / "summary.json", summary + "\n")
-    text = report(bundle, results, command=command)
+    text = report(bundle, results, command=command, skipped=measured.examples.skipped)
     write_whole(out / "report.md", text)
     title = f"Evaluation of {bundle.manifest.name} {bundle.manifest.version}"
     write_whole(out / "report.html", to_html(text, title, out))
 
 
-def report(bundle: Bundle, evaluation: Evaluation, *, command: str) -> str:
-    """report.md. command: the command line that made it."""
-    randomisation = evaluation.randomisation
+def report(
+    bundle: Bundle, evaluation: Evaluation, *, command: str, skipped: Sequence[str] = ()
+) -> str:
+    """report.md.
+
+    command: the command line that made it.
+    skipped: the images that could not be read, each as "name: reason".
+    """
+    randomisation, methods = evaluation.randomisation, evaluation.methods.values()
+    by = _worst_by(evaluation)
     return render(
         "report",
         manifest=bundle.manifest,
@@ -67,10 +77,13 @@ def report(bundle: Bundle, evaluation: Evaluation, *, command: str) -> str:
         tables=tables,
         interval=INTERVAL,
         slow_methods=SLOW_METHODS,
+        skipped=skipped,
         worst=WORST,
+        worst_by=by and by.replace("_", " "),
+        some_are_slow=len({method.asked for method in methods}) > 1,
         survives=SURVIVES,
         area=randomisation.methods[NEMT].area if randomisation else None,
-        has_curves=any(method.curves for method in evaluation.methods.values()),
+        has_curves=any(method.curves for method in methods),
     )
 
 
@@ -108,10 +121,10 @@ def _draw(out: Path, bundle: Bundle, measured: Measured) -> None:
         {key: method.name for key, method in results.methods.items()},
         [_title(measured, row) for row in chosen.tolist()],
     )
-    columns, masks = measured.columns[NEMT], measured.attributed[NEMT].by_row
-    if masks:
-        by = columns.get("relevance_mass", columns.get("faithfulness", columns["complexity"]))
-        worst = [row for row in np.argsort(by).tolist() if row in masks][:WORST]
+    name, masks = _worst_by(results), measured.attributed[NEMT].by_row
+    if name is not None:
+        by = measured.columns[NEMT][name]
+        worst = [row for row in np.argsort(WORST_BY[name] * by).tolist() if row in masks][:WORST]
         draw_masks(
             out / "worst.png",
             compared.images[worst],
@@ -124,6 +137,11 @@ def _draw(out: Path, bundle: Bundle, measured: Measured) -> None:
         draw_curves(out / "curves.png", results)
     if results.randomisation is not None:
         draw_randomisation(out / "randomisation.png", results.randomisation)
+
+
+def _worst_by(evaluation: Evaluation) -> str | None:
+    """The metric that tells the worst masks; None if the module has no mask at all."""
+    return next((name for name in WORST_BY if tables.score(evaluation.module.scores, name)), None)
 
 
 def _title(measured: Measured, row: int) -> str:

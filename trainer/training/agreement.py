@@ -28,7 +28,7 @@ SMALLEST_SQUARE, LARGEST_SQUARE = 0.11, 0.27
 def squares(images: Tensor, choice: Tensor | None) -> Tensor:
     """REGIONS squares of one size in each image, wherever they lie: (B, REGIONS, S, S) bool.
 
-    choice: (B, SQUARE_NUMBERS) in [0, 1); three by three, of the middle size, where None.
+    choice: (B, SQUARE_NUMBERS) in [0, 1); None: three by three squares of the middle size.
     """
     count, side = len(images), images.shape[-1]
     if choice is None:
@@ -54,9 +54,13 @@ def agreement_with_squares(
 ) -> Tensor:
     """The agreement of every image, (B,) in [-1, 1], with a gradient to the mask alone.
 
-    Where p of the output explained is below a half there is nothing to explain and nothing is
-    asked: 1. images: (B, C, S, S). logits: (B, outputs), of the images. mask: (B, 1, S, S), 1 =
-    evidence. choice: see `squares`. response: of log odds.
+    If p of the explained output is below 1/2, there is nothing to explain: the agreement is 1.
+
+    images: (B, C, S, S) in [0, 1].
+    logits: (B, outputs), of the images.
+    mask: (B, 1, S, S) in [0, 1], 1 = evidence.
+    choice: see `squares`.
+    response: makes a response (B,) of log odds (B,).
     """
     logits = logits.detach()
     index = network.explained_index(logits)
@@ -80,7 +84,7 @@ def agreement_with_squares(
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's, along the last axis of (B, N): (B,) in [-1, 1]; 0 where either is constant."""
+    """Pearson's, along the last axis of (B, N): (B,) in [-1, 1]; 0 if either is constant."""
     one, other = (v - v.mean(dim=-1, keepdim=True) for v in (one, other))
     spread = (one.square().mean(dim=-1) * other.square().mean(dim=-1)).clamp(min=1e-12).sqrt()
     return (one * other).mean(dim=-1) / spread

@@ -55,7 +55,7 @@ def occlude(images: Tensor, draws: Draws) -> Tensor:
 
     The blobs' edges are soft and they cover by 0.5 to 1, as masks do while they are trained. A
     classifier that never saw removed pixels takes them for a finding, and p falls wherever
-    anything is removed. After this it falls where evidence is removed.
+    anything is removed. After this training p falls if evidence is removed.
     """
     u = draws.uniform("occlude", 53).to(images.device)
     chosen = u[:, 51] < 0.5

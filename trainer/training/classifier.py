@@ -1,10 +1,10 @@
 """The stage that trains the target model, a classifier.
 
-Loss: binary cross-entropy of the target's output, or cross-entropy where classes exclude each
-other, with smoothed labels, weighted so that every source counts the same and, in each, every label
-does. The validation AUC is the mean of the sources' too: they differ in what they call a positive,
-and the larger one would drown the one that radiologists labelled. What is validated and kept is a
-running average of the weights, which wavers less than they do on a few hundred images.
+Loss: binary cross-entropy of the target's output, or cross-entropy if the classes exclude each
+other, with smoothed labels. The weights make every source count the same and, in each source, every
+label. The validation AUC, too, is the mean over the sources: they differ in what they call a
+positive, and the larger one would drown the one that radiologists labelled. A running average of
+the weights is validated and kept. On a few hundred images it wavers less than the weights do.
 """
 
 import math
@@ -123,9 +123,9 @@ class ClassifierStage:
         return -auc, {"auc": auc, **{f"auc_{k}": v for k, v in aucs.items()}}
 
     def tolerance(self, best: float) -> float:
-        """One standard error of the validation AUC, for what lies within it cannot be told apart.
+        """One standard error of the validation AUC: epochs within it cannot be told apart.
 
-        Of those the later epoch has learnt with the smaller step size, where AdamW trains.
+        Of such epochs the later one is kept. AdamW trained it with a smaller step size.
         """
         return auc_standard_error(self._validation, -best)
 
@@ -211,7 +211,7 @@ class _ClassifierLoss(nn.Module):
 def first_weights(model: Any, stages: int) -> list[nn.Parameter]:
     """The parameters of a timm model up to the end of its stage number `stages`, in order.
 
-    Raises `TrainingError` where it has fewer stages.
+    Raises `TrainingError` if it has fewer stages.
     """
     if not stages:
         return []
@@ -256,9 +256,9 @@ def targets(
 
 
 def auc_by_source(examples: Examples, probability: NDArray[np.float32]) -> dict[str, float]:
-    """AUC of each source that has both labels; of all together where none has.
+    """AUC of each source that has both labels; of all images together if no source has both.
 
-    Raises `TrainingError` where the classifier gives no number.
+    probability: (N,) in [0, 1]. Raises `TrainingError` if one of them is NaN.
     """
     if not np.isfinite(probability).all():
         raise TrainingError("the classifier gives NaN on validation images: try a smaller step")
@@ -284,7 +284,7 @@ def auc_standard_error(examples: Examples, auc: float) -> float:
 
 
 def _comparable(examples: Examples) -> dict[str, NDArray[np.intp]]:
-    """Rows of each source that has both labels; all rows where none has."""
+    """Rows of each source that has both labels; all rows if no source has both."""
     sources = np.array([case.source for case in examples.cases])
     rows = {str(source): np.flatnonzero(sources == source) for source in np.unique(sources)}
     both = {k: each for k, each in rows.items() if len(set(examples.labels[each] > 0.5)) == 2}

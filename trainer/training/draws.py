@@ -17,8 +17,8 @@ from torch import Tensor
 class Draws:
     """The random numbers of some examples of one step.
 
-    key: what they are for, such as (seed, stage, epoch, step). places: of the examples in the batch
-    of all processes.
+    key: what the numbers are for, such as (seed, stage, epoch, step).
+    places: places of the examples in the batch of all processes.
     """
 
     def __init__(self, key: Sequence[int | str], places: NDArray[np.intp]) -> None:
@@ -42,10 +42,10 @@ def shuffled(key: Sequence[int | str], count: int) -> NDArray[np.intp]:
 
 
 def balanced(key: Sequence[int | str], chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """As many numbers below len(chosen), (N,) bool, every second one of them chosen.
+    """N numbers below N, (N,), of which every second one is chosen. chosen: (N,) bool.
 
-    Each kind comes in a random order and, where it is the smaller one, again in another. Where
-    there is one kind only it is `shuffled`.
+    Each kind comes in a random order. The smaller kind comes again, in another order, until there
+    are enough of it. If there is only one kind, the result is `shuffled`.
     """
     kinds = [np.flatnonzero(chosen), np.flatnonzero(~chosen)]
     if not all(map(len, kinds)):

@@ -43,7 +43,7 @@ SMALLEST_AREA, LARGEST_AREA = 1e-3, 0.9
 
 
 def objective_of(settings: ExplanationModule, scale: float) -> Objective:
-    """The objective that a recipe names; scale: of the response, see `Deletion`."""
+    """The objective that a recipe names. scale: what divides the response, see `Deletion`."""
     price, fill, response = settings.area_weight, settings.fill, settings.response
     if settings.objective == "nem-u":
         return Representation(area_weight=price, binary_weight=settings.binary_weight, fill=fill)
@@ -117,7 +117,7 @@ class ExplanationStage:
         )
 
     def order(self, epoch: int) -> NDArray[np.intp]:
-        """Every example once, or what has p above a half and what has not in turn."""
+        """Every example once; if balanced, examples with p above 1/2 and the other ones in turn."""
         key = (self._recipe.run.seed, self.name, epoch)
         if self._settings.balanced:
             return balanced(key, self._likely)
@@ -143,9 +143,9 @@ class ExplanationStage:
         """Nothing."""
 
     def validate(self, done: float) -> tuple[float, dict[str, float]]:
-        """Mean loss at the full price, falls and areas; faithfulness where epochs are kept by it.
+        """Mean loss at the full price, falls and areas; faithfulness if epochs are kept by it.
 
-        The score is infinite while the price still rises, and where the mask has collapsed.
+        The score is infinite while the price still rises, and if the mask has collapsed.
         """
         self._network.eval()
         figures = validate(self._network, self._objective, self._validation, self._settings.fill)
@@ -158,11 +158,14 @@ class ExplanationStage:
         return -figures["faithfulness"] if "faithfulness" in figures else figures["loss"], figures
 
     def tolerance(self, best: float) -> float:
-        """Any where the last epoch is kept, else none."""
+        """Infinite if the last epoch is kept, otherwise 0."""
         return float("inf") if self._settings.keep == "last" else 0.0
 
     def _collapsed(self, area: float, *, last: bool) -> bool:
-        """Ends the run on a second collapse in a row, for one may lie on the way."""
+        """Whether the mask has collapsed. A second collapse in a row ends the run.
+
+        A single collapse may pass.
+        """
         before, self._was_collapsed = self._was_collapsed, False
         try:
             require_not_collapsed(area)
@@ -246,7 +249,7 @@ def validate(
 def mean_faithfulness(network: ExplainedNetwork, examples: Examples) -> float:
     """Mean faithfulness of the masks of up to JUDGED positives, as they are served.
 
-    One for which it is not defined, a mask without shape, counts as 0. See `metrics.faithfulness`.
+    If it is not defined, because the mask is constant, it counts as 0. See `metrics.faithfulness`.
     """
     positive = np.flatnonzero(examples.labels > 0.5)
     count = min(JUDGED, len(positive))
@@ -260,7 +263,7 @@ def mean_faithfulness(network: ExplainedNetwork, examples: Examples) -> float:
 
 
 def require_not_collapsed(area: float) -> None:
-    """Raises `TrainingError` where a mask's mean area on positives is nothing or everything."""
+    """Raises `TrainingError` if a mask's mean area on positives is nothing or everything."""
     if not np.isfinite(area):
         raise TrainingError(f"the mask is not finite (NaN): try a smaller {PRICE}")
     if area < SMALLEST_AREA:

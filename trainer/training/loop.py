@@ -82,7 +82,7 @@ def prodigy(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) 
 
 
 def fit(stage: Stage, examples: Examples, run: Run) -> None:
-    """Trains a stage to its end, or from where the checkpoint says it stands.
+    """Trains a stage to its end, from its beginning or from the checkpoint.
 
     Raises `TrainingError` if the loss is not finite, a mask collapses or no epoch has a score.
     """
@@ -217,7 +217,7 @@ def _save(stage: Stage, standing: Standing, run: Run) -> None:
 
 
 def _resume(stage: Stage, run: Run) -> Standing | None:
-    """Where the stage stands: at its start, or where the checkpoint says; None if it is over."""
+    """The standing of the stage: its start, or the checkpoint's; None if the stage is over."""
     content = run.checkpoints.load() if run.checkpoints and run.goes_on else None
     if content is None:
         standing = Standing(stage=stage.name)

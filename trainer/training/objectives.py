@@ -44,7 +44,7 @@ def respond(log_odds: Tensor, response: Response) -> Tensor:
     the paper; it has no floor, so that a mask grows to push it ever lower. "evidence":
     softplus(log odds), which is -log(1 - p). Where p is near 1 the probability hardly moves until
     most of the evidence is gone, and gives no gradient that says where it is; this follows the log
-    odds, and levels off below even odds, where there is nothing to explain.
+    odds, and levels off below even odds: there is nothing to explain.
     """
     if response == "probability":
         return torch.sigmoid(log_odds)
@@ -72,7 +72,8 @@ def fill_of(images: Tensor, fill: TrainingFill, choice: Tensor | None) -> Tensor
 class Randomness:
     """What a training step draws for each image; none of it in validation.
 
-    kernels: smoothing kernels (B, side, side). fills: (B,) in [0, 1), see `fill_of`.
+    kernels: smoothing kernels (B, side, side).
+    fills: (B,) in [0, 1), see `fill_of`.
     squares: (B, SQUARE_NUMBERS) in [0, 1), see `agreement.squares`.
     """
 
@@ -97,8 +98,9 @@ def expected(fill: TrainingFill, images: Tensor) -> list[Randomness]:
 class Terms:
     """The loss of every image of a batch and its parts, each (B,).
 
-    fall: of what the mask shall lower: of p for NEMt; for NEM-U of the cosine similarity, when the
-    evidence is removed. area: mean of the mask.
+    fall: how far p falls if the evidence is removed; for NEM-U, how far the cosine similarity
+        falls.
+    area: mean of the mask.
     """
 
     loss: Tensor
@@ -215,8 +217,9 @@ class Literal:
 class Representation:
     """The smallest region that alone keeps the embedding where it is; equation (1), NEM-U.
 
-    area_weight: λ₁, 1/8 in the paper. binary_weight: λ₂ of the regulariser B, 1/4 in the paper;
-    B pushes kept and removed apart, and so the mask to 0 or 1.
+    area_weight: λ₁, 1/8 in the paper.
+    binary_weight: λ₂ of the regulariser B, 1/4 in the paper. B pushes kept and removed apart, and
+        so the mask to 0 or 1.
     """
 
     area_weight: float

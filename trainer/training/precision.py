@@ -23,8 +23,8 @@ def keep_memory() -> None:
 
     Feature maps are blocks of megabytes that come and go with every layer. glibc maps each anew
     and gives it back, and the system clears every page again: a batch of 32 through
-    EfficientNet-Lite0 took 21 ms an image, and 10 ms without that (2 threads, AMD EPYC). Nothing
-    happens where the C library is another one.
+    EfficientNet-Lite0 took 21 ms an image, and 10 ms without that (2 threads, AMD EPYC). With
+    another C library nothing happens.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -35,16 +35,17 @@ def keep_memory() -> None:
 
 
 def require_device(device: str) -> None:
-    """Raises `TrainingError` where PyTorch finds no such processor."""
+    """Raises `TrainingError` if PyTorch finds no such processor."""
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("PyTorch finds no GPU: leave --device out")
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether the processor has instructions of its own for bfloat16.
+    """Whether the processor has instructions for bfloat16.
 
-    With them a training step in mixed precision is faster than in float32; PyTorch computes it
-    without them, too, but on a CPU several times slower. A PyTorch that does not tell: no.
+    With them a training step in mixed precision is faster than in float32. Without them PyTorch
+    computes it as well, but on a CPU several times slower. If PyTorch does not tell, the answer is
+    no.
     """
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -54,7 +55,7 @@ def has_bfloat16(device: str) -> bool:
 
 @contextmanager
 def mixed_precision(device: str, *, enabled: bool) -> Iterator[None]:
-    """bfloat16 by autocast where `enabled`; on a CPU without slow gradients."""
+    """bfloat16 by autocast if `enabled`; on a CPU, operations with slow gradients stay float32."""
     with torch.autocast(device, torch.bfloat16, enabled=enabled):
         if enabled and device == "cpu":
             with _SlowGradientsInFloat32():
@@ -64,10 +65,11 @@ def mixed_precision(device: str, *, enabled: bool) -> Iterator[None]:
 
 
 class _SlowGradientsInFloat32(TorchFunctionMode):
-    """Depthwise convolutions whose gradient oneDNN has no fast bfloat16 code for, in float32.
+    """Computes in float32 the depthwise convolutions whose bfloat16 gradient oneDNN makes slowly.
 
-    One with a stride takes 30 to 45 times as long as in float32, the weights of a 5 x 5 one 3 to 4
-    times. deploy/decisions.md has the figures.
+    In bfloat16 the gradient of a convolution with a stride takes 30 to 45 times as long, the
+    gradient of the weights of a 5 x 5 convolution 3 to 4 times. deploy/decisions.md has the
+    figures.
     """
 
     def __torch_function__(
@@ -86,9 +88,10 @@ class _SlowGradientsInFloat32(TorchFunctionMode):
 
 
 def _is_slow(images: Tensor, weight: Tensor, *rest: Any) -> bool:
-    """Of conv2d's arguments as torch.nn.Conv2d gives them: images, weight, bias, stride, ...
+    """Whether the gradient of a conv2d call is slow in bfloat16.
 
-    A call that names its stride is not seen to be strided, and is only slower.
+    The arguments come in the order of torch.nn.Conv2d: images, weight, bias, stride, ... A call
+    that names its stride counts as one without a stride; it is only slower.
     """
     depthwise = weight.shape[1] == 1 and images.shape[1] > 1
     if not depthwise or not torch.is_grad_enabled():

@@ -8,7 +8,14 @@ deploy/decisions.md says, with figures, why they are what they are. Nothing here
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
 
 from nemt_dicom.model.preprocess import Preprocessing
 
@@ -29,7 +36,15 @@ Count = Annotated[int, Field(ge=1, le=100_000)]
 Natural = Annotated[int, Field(ge=0, le=100_000)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Labels = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+def _not_a_word(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError('should be a list, such as ["edema", "mass"]')
+    return value
+
+
+Labels = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_not_a_word)]
 
 
 class Section(BaseModel):
@@ -105,7 +120,7 @@ class TargetModel(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     """Labels become this and 1 minus this, 0 to below 0.5. Higher: probabilities less extreme."""
     auxiliary: Labels
-    """Further labels to learn where the data know them; ["all"]: all of theirs; []: none."""
+    """Further labels to learn if the data know them; ["all"]: all of theirs; []: none."""
     auxiliary_weight: NotNegative
     """Weight of the loss of each auxiliary label; the target's is 1."""
     mined_weight: NotNegative
@@ -113,7 +128,7 @@ class TargetModel(Section):
     teachers: Natural
     """Number of models trained first, whose mean answer this one learns; 0: it learns labels."""
     occlusion: bool
-    """Cover random blobs of half of the images, so that p falls where evidence is removed."""
+    """Cover random blobs of half of the images, so that p falls if evidence is removed."""
 
 
 class ExplanationModule(Section):

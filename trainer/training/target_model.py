@@ -28,7 +28,7 @@ LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
 _UNBUILDABLE = (
     AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-"""What timm and torch raise where a backbone or a decoder on it does not exist or does not fit."""
+"""What timm and torch raise if a backbone or a decoder on it does not exist or does not fit."""
 
 
 def build_network(recipe: Recipe, places: Places, dataset: Dataset) -> ExplainedNetwork:
@@ -111,9 +111,12 @@ def read_weights(path: Path) -> Weights:
 def load_weights(model: Any, weights: Weights, name: str, *, head_too: bool) -> None:
     """Loads weights into a timm model, whatever prefix they stand under.
 
-    Checkpoints hold the model inside others: "module.", or MedCLIP's "vision_model.model.". A head
-    without a bias gets one of 0. head_too: whether the head is loaded or keeps its own. Raises
-    `TrainingError`, which names the first tensor that is missing or has another shape.
+    Checkpoints hold the model inside other modules: "module.", or MedCLIP's "vision_model.model.".
+    A head without a bias gets a bias of 0.
+
+    head_too: whether the head is loaded, too; otherwise it stays as it is.
+
+    Raises `TrainingError`, which names the first tensor that is missing or has another shape.
     """
     present = model.state_dict()
     head = _head_names(model)

@@ -24,9 +24,10 @@ from .loop import Run, fit
 def train_teachers(
     train: Examples, validation: Examples, run: Run, folder: Path, *, frozen_stages: int
 ) -> list[ExplainedNetwork]:
-    """As many as the recipe says. They start where the run's network stands, which stays as it is.
+    """The trained teachers, as many as the recipe says, each a copy of the run's network.
 
-    Their weights are kept in `folder` for a run that is resumed; `forget_teachers` deletes them.
+    The run's network stays as it is. The teachers' weights are kept in `folder` for a run that is
+    resumed; `forget_teachers` deletes them.
     """
     network, teachers = run.network, []
     for number in range(1, run.recipe.target_model.teachers + 1):
@@ -52,7 +53,7 @@ def train_teachers(
 
 
 def forget_teachers(folder: Path) -> None:
-    """When nothing is left to resume."""
+    """Deletes the kept weights, once the bundle is whole and nothing is left to resume."""
     for path in folder.glob("teacher-*.safetensors"):
         path.unlink()
 

@@ -402,6 +402,19 @@ def test_lesion_masks_that_are_missing_or_do_not_fit(ham: Path) -> None:
         read_truth(third, geometry(third))
 
 
+def test_an_empty_lesion_mask_and_a_box_of_no_pixel_are_no_ground_truth(
+    ham: Path, rsna: Path
+) -> None:
+    lesion_case = find(ham, target="mel").cases[0]
+    Image.new("L", (80, 60)).save(ham / "masks" / f"{lesion_case.path.stem}_segmentation.png")
+    assert read_truth(lesion_case, geometry(lesion_case)) is None
+    table = rsna / "stage_2_train_labels.csv"
+    text = table.read_text("utf-8").replace("30.0,36.0", "0.4,0.4")
+    table.write_text(text, encoding="utf-8")
+    boxed = next(case for case in find(rsna).cases if case.label)
+    assert read_truth(boxed, geometry(boxed)) is None
+
+
 def test_no_truth_without_boxes_and_masks(nih: Path) -> None:
     case = find(nih).cases[1]
     assert read_truth(case, geometry(case)) is None
@@ -425,14 +438,14 @@ def test_unknown_folder(tmp_path: Path) -> None:
         find(tmp_path)
     with pytest.raises(DataError, match="nowhere does not exist"):
         find(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no --data folder"):
+    with pytest.raises(DataError, match="name a folder of labelled images"):
         find()
 
 
 def test_same_data_twice(nih: Path, csv_set: Path) -> None:
-    with pytest.raises(DataError, match="given twice"):
+    with pytest.raises(DataError, match="names the same folder twice"):
         find(nih, nih / ".." / nih.name)
-    with pytest.raises(DataError, match="given twice"):
+    with pytest.raises(DataError, match="names the same folder twice"):
         find(csv_set, csv_set / "labels.csv")
     (csv_set / "copy.csv").write_bytes((csv_set / "labels.csv").read_bytes())
     with pytest.raises(DataError, match=r"48 images are named twice: .*\.\.\."):

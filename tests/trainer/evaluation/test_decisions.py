@@ -26,6 +26,15 @@ def test_a_resample_without_a_label_says_nothing_of_areas() -> None:
     assert (over.mean, over.lo, over.hi) == pytest.approx((0.25, 0.25, 0.25))
 
 
+def test_masks_that_are_empty_on_all_positives_have_no_ratio() -> None:
+    masks = np.full((30, 4, 4), 0.1, np.float32)
+    masks[:3] = 0
+    area = mask_area(labelled(3, 30), masks, PATIENTS)
+    assert area.positives is not None
+    assert area.positives.mean == 0
+    assert area.negatives_over_positives is None
+
+
 def test_positives_alone_have_an_area_and_no_auc() -> None:
     examples = labelled(30, 30)
     area = mask_area(examples, np.full((30, 4, 4), 0.5, np.float32), PATIENTS)

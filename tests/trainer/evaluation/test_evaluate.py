@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nemt_dicom.errors import DataError
 from nemt_dicom.model.bundle import Bundle
@@ -248,6 +249,30 @@ def test_a_failing_method_is_counted_and_timed_where_it_works(
     assert never_works.failed == 6
     assert never_works.seconds is None
     assert never_works.scores == Scores()
+
+
+def test_a_bundle_that_gives_nan_is_refused_in_a_line(
+    bundle: Bundle, rsna: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = bundle.network("cpu")
+    with torch.no_grad():
+        network.explanation_module.head.weight.fill_(float("nan"))
+    monkeypatch.setattr(Bundle, "network", lambda *_: network)
+    with pytest.raises(DataError, match=r"answer to 12 of 12 images is not finite.*image-12\.dcm"):
+        measure(bundle, rsna, tmp_path)
+
+
+def test_positives_that_cannot_be_read_leave_nothing_to_explain(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    data = write_rsna(tmp_path / "rsna", count=8)
+    dataset = dataset_of(data)
+    for case in dataset.cases:
+        if case.label:
+            case.path.write_bytes(b"no image")
+    skipping = QUICK.model_copy(update={"skip_bad": True})
+    with pytest.raises(DataError, match="no image with 'pneumonia' of the test split can be read"):
+        measure(bundle, data, tmp_path / "cache", skipping)
 
 
 def test_without_ground_truth_all_positives_are_compared(

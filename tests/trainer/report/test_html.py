@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from nemt_dicom.model.bundle import Bundle
-from tests.trainer.report.evaluation_kit import evaluation
+from nemt_dicom.model.evaluation import Scores
+from tests.trainer.report.evaluation_kit import about, evaluation
 from trainer.evaluation.settings import NEMT
 from trainer.report.charts import draw_bars, draw_curves, draw_randomisation
 from trainer.report.html import report, to_html
@@ -24,6 +25,37 @@ def test_every_section_is_there(random_bundle: Bundle) -> None:
     assert "it marks 0.200, 0.100." in text
     assert "{{" not in text
     assert "None" not in text
+
+
+def test_images_that_could_not_be_read_are_named(random_bundle: Bundle) -> None:
+    skipped = (f"{HOSTILE}.dcm: no image",)
+    text = report(random_bundle, evaluation(), command="nemt-eval", skipped=skipped)
+    assert "Left out, because it could not be read:" in text
+    assert "</script\\> \\| \\*a\\* \\`b\\`.dcm: no image" in text
+    assert "could not be read" not in report(random_bundle, evaluation(), command="nemt-eval")
+
+
+def test_the_metric_of_the_worst_masks_is_one_that_was_measured(random_bundle: Bundle) -> None:
+    def worst_by(scores: Scores) -> str:
+        results = evaluation()
+        module = results.module.model_copy(update={"scores": scores})
+        results = results.model_copy(update={"methods": results.methods | {NEMT: module}})
+        text = report(random_bundle, results, command="nemt-eval")
+        return text.partition("worst masks, by ")[2].partition("\n")[0]
+
+    half = about(0.5)
+    assert worst_by(Scores(relevance_mass=half, complexity=half)) == "relevance mass"
+    assert worst_by(Scores(faithfulness=half, complexity=half)) == "faithfulness"
+    assert worst_by(Scores(complexity=half)) == "complexity"
+    assert worst_by(Scores()) == ""
+
+
+def test_slow_methods_are_mentioned_if_there_are_any(random_bundle: Bundle) -> None:
+    results = evaluation()
+    assert "without a GPU" not in report(random_bundle, results, command="x").split("## Metrics")[0]
+    slow = results.methods["gradcam++"].model_copy(update={"asked": 2})
+    results = results.model_copy(update={"methods": results.methods | {"gradcam++": slow}})
+    assert "without a GPU" in report(random_bundle, results, command="x").split("## Metrics")[0]
 
 
 def test_a_quick_evaluation_has_no_further_sections(random_bundle: Bundle) -> None:

@@ -38,6 +38,12 @@ def test_a_recipe_is_frozen_and_its_values_have_no_default() -> None:
         assert all(field.is_required() for field in model.model_fields.values())
 
 
+def test_a_single_label_in_place_of_a_list_is_told_how_to_write_it() -> None:
+    with pytest.raises(TrainingError, match=r'auxiliary = "all": should be a list, such as \["'):
+        preset(**{"target_model.auxiliary": "all"})
+    assert preset(**{"target_model.auxiliary": ["all"]}).target_model.auxiliary == ("all",)
+
+
 def test_the_fills_are_those_of_a_bundle() -> None:
     assert Fill == FillOfABundle
 
