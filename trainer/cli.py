@@ -82,7 +82,7 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[Recipe, Places, str
         if task != "print_recipe":
             parser.error("name the label to explain by --target")
         said["data.target"] = UNNAMED
-    target = said.get("data.target") or values["data"]["target"]
+    target = said["data.target"] if "data.target" in said else values["data"]["target"]
     places = _pop_places(options, str(target))
     module = values["explanation_module"]
     objective = str(said.get("explanation_module.objective", module["objective"]))

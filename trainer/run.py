@@ -53,8 +53,6 @@ from .training.thresholds import FIXED, choose_thresholds
 LARGEST_CHANGE = 0.005
 """How far float16 weights may move the answer for a validation image."""
 
-"""File of the folder `run` that a stopped run goes on from."""
-
 BEGUN = {"config.json", "recipe.toml", "train.log"}
 """Files of the folder `run` that are written before there is anything to go on from."""
 

@@ -198,3 +198,9 @@ def test_what_cannot_be_trained_leaves_no_folder(
         assert main([*quick(), *options]) == 1
         assert message in capsys.readouterr().err
         assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("options", [["--target", ""], ["--set", 'data.target=""']])
+def test_an_empty_target_is_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*options, "--data", "data", "--out", "out"]) == 1
+    assert 'data.target = "": ' in capsys.readouterr().err

@@ -26,7 +26,7 @@ from ..data.examples import Examples
 from ..inference import probabilities
 from ..statistics import area_under_curve
 from .augment import add_noise, augment, occlude
-from .checkpoint import Weights
+from .checkpoint import State, Weights
 from .draws import Draws, shuffled
 from .loop import prodigy
 from .recipe import Recipe, TargetModel
@@ -142,11 +142,11 @@ class ClassifierStage:
         self._network.target_model.requires_grad_(False)
         self._network.eval()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """The running average."""
         return {} if self._average is None else {"average": self._average.state_dict()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """The inverse of `state`."""
         if self._average is not None:
             self._average.load_state_dict(state["average"])

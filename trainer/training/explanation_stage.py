@@ -1,7 +1,6 @@
 """The stage that trains the explanation module on a frozen target model."""
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from ..inference import explained_probability, probabilities, soft_masks
 from ..metrics import faithfulness
 from .agreement import SQUARE_NUMBERS
 from .augment import add_noise, augment, smoothing_kernels
-from .checkpoint import Weights
+from .checkpoint import State, Weights
 from .draws import Draws, balanced, shuffled
 from .loop import prodigy
 from .objectives import (
@@ -186,11 +185,11 @@ class ExplanationStage:
             self._network.explanation_module.load_state_dict(weights)
         self._network.eval()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Whether the last validation found a collapsed mask."""
         return {"was_collapsed": self._was_collapsed}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """The inverse of `state`."""
         self._was_collapsed = state["was_collapsed"]
 

@@ -150,8 +150,12 @@ def read_values(recipe: str) -> Values:
 
 def _require_known(content: dict[str, Any], path: Path) -> None:
     for section, table in content.items():
-        if not isinstance(table, dict):
+        if section not in sections() and not (isinstance(table, dict) and table):
             raise TrainingError(f"{path}: {unknown(section)}")
+        if not isinstance(table, dict):
+            raise TrainingError(
+                f"{path}: {section} is a section: write [{section}], and its values below it"
+            )
         for name in table:
             if f"{section}.{name}" not in names():
                 raise TrainingError(f"{path}: {unknown(f'{section}.{name}')}")
@@ -273,5 +277,9 @@ def _comment(text: str) -> Iterable[str]:
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML writes it; JSON's strings, numbers and lists are TOML's, too."""
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    """A value as TOML writes it; JSON's strings, numbers and lists are TOML's, too.
+
+    TOML does not allow the character DEL as it is.
+    """
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")

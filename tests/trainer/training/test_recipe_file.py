@@ -179,3 +179,21 @@ def test_switches_that_were_used_and_are_no_more_are_told() -> None:
         "sensitivity": 0.9, "accumulate": 2,
     }  # fmt: skip
     assert left_out(preset().to_manifest()) == {}
+
+
+def test_any_label_that_is_written_can_be_read(tmp_path: Path) -> None:
+    label = 'a\x7fb\t"c" \\ é\n'
+    path = tmp_path / "recipe.toml"
+    path.write_text(written(preset(**{"data.target": label}).model_dump()), encoding="utf-8")
+    assert validated(read_values(str(path))).data.target == label
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("data = 3\n", "data is a section: write \\[data\\]"), ("[daat]\n", "data")],
+)
+def test_what_is_no_section_is_told(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(TrainingError, match=message):
+        read_values(str(path))
