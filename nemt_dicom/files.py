@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -38,20 +40,25 @@ class Fs:
         path.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes, *, fs: Fs | None = None) -> None:
-    """Writes `data` to `path`: a reader sees the whole file, or the earlier one, or none.
+@contextlib.contextmanager
+def replacing(path: Path, *, fs: Fs | None = None, shared: bool = False) -> Iterator[Path]:
+    """A draft beside `path` to write to, which takes the place of `path` at the end.
 
-    The file is on the disk when the function returns: written as `.NAME.part`, synced, renamed
-    into place, its folder synced. An existing file is replaced. Two writers of one path must not
-    run at the same time, for they share the draft.
+    A reader sees the whole file, or the earlier one, or none. The file is on the disk at the end:
+    the draft is synced, renamed into place, and its folder is synced.
 
-    Raises `OSError` if the disk is full or fails. The draft is removed then.
+    shared: whether several processes may write this path at the same time; the last one wins. Each
+        has a draft with a name of its own then, and a killed one leaves it behind. Otherwise the
+        draft is `.NAME.part`, and the next writer removes what a killed one left.
+
+    Raises `OSError` if the disk is full or fails. `path` is as it was then, and the draft is gone.
     """
     fs = fs or Fs()
-    draft = path.with_name(f".{path.name}.part")
+    name = f"{path.name[:180]}.{secrets.token_hex(6)}" if shared else path.name
+    draft = path.with_name(f".{name}.part")
     try:
-        fs.unlink(draft)  # a killed writer may have left one
-        fs.write(draft, data)
+        fs.unlink(draft)
+        yield draft
         fs.fsync(draft)
         fs.rename(draft, path)
         fs.fsync(path.parent)
@@ -59,3 +66,12 @@ def write_whole(path: Path, data: bytes, *, fs: Fs | None = None) -> None:
         with contextlib.suppress(OSError):
             fs.unlink(draft)
         raise
+
+
+def write_whole(
+    path: Path, data: bytes | str, *, fs: Fs | None = None, shared: bool = False
+) -> None:
+    """Writes a file, or replaces it, in one step; see `replacing`. Text is written as UTF-8."""
+    fs = fs or Fs()
+    with replacing(path, fs=fs, shared=shared) as draft:
+        fs.write(draft, data.encode() if isinstance(data, str) else data)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from nemt_dicom.errors import DataError, TrainingError
+from nemt_dicom.files import write_whole
 from nemt_dicom.model.evaluation import Scores
 
 from .arrays import Regions
@@ -23,7 +24,6 @@ from .data.layouts import file_name
 from .evaluation.maps import Attributed
 from .evaluation.scores import Compared, methods_table, scores
 from .evaluation.settings import NEMT
-from .files import write_whole
 from .inference import soft_masks
 from .markdown import show
 from .prepare import (

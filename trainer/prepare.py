@@ -13,13 +13,13 @@ from pydantic import JsonValue
 
 from nemt_dicom import __version__
 from nemt_dicom.errors import TrainingError
+from nemt_dicom.files import write_whole
 from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.network import ExplainedNetwork
 
 from .data.cases import Dataset, find_cases, fingerprint, require_both_labels
 from .data.examples import Examples, load_examples, require_apart
 from .data.ground_truth import require_ground_truth
-from .files import write_whole
 from .progress import Progress
 from .provenance import file_digest, libraries, training_of
 from .seen_patients import require_unseen

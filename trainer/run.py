@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from nemt_dicom.errors import TrainingError
+from nemt_dicom.files import write_whole
 from nemt_dicom.model import bundle as bundles
 from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.network import ExplainedNetwork
@@ -20,7 +21,6 @@ from nemt_dicom.model.network import ExplainedNetwork
 from .data.examples import Examples
 from .evaluation.evaluate import evaluate
 from .evaluation.settings import EvaluationSettings
-from .files import write_whole
 from .inference import soft_masks
 from .manifest import Rounding, RunRecord, describe_bundle
 from .prepare import (

@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from nemt_dicom.files import write_whole
 from nemt_dicom.model.bundle import Bundle
-
-from ..files import write_whole
 
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
@@ -91,7 +90,7 @@ class ResultStore:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **arrays)
-        write_whole(path, content.getvalue())
+        write_whole(path, content.getvalue(), shared=True)
 
     def remember(self, kind: TypeAdapter[T], compute: Callable[[], T], *key: str) -> T:
         """A result of typed figures; computed if none is kept, or if it is not of that type."""

@@ -8,11 +8,11 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
+from nemt_dicom.files import write_whole
 from nemt_dicom.model.evaluation import Evaluation, Figure, MethodResult, Randomisation
 
 from ..arrays import Images, Maps, Regions
 from ..evaluation.settings import NEMT
-from ..files import write_whole
 from ..metrics import min_max
 from .tables import FURTHER, PAPER, SECONDS, ordered, score
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from markdown_it import MarkdownIt
 
+from nemt_dicom.files import write_whole
 from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.evaluation import Evaluation
 
@@ -20,7 +21,6 @@ from ..evaluation.results import Measured
 from ..evaluation.scores import INTERVAL, SLOW_METHODS
 from ..evaluation.settings import NEMT
 from ..evaluation.subset import subset
-from ..files import write_whole
 from . import tables
 from .charts import draw_bars, draw_curves, draw_masks, draw_panels, draw_randomisation
 from .render import render

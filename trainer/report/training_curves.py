@@ -8,9 +8,9 @@ from pathlib import Path
 import matplotlib as mpl
 from torch.utils.tensorboard import SummaryWriter
 
+from nemt_dicom.files import write_whole
 from nemt_dicom.model.evaluation import Scores
 
-from ..files import write_whole
 from ..markdown import show, table
 from ..training.checkpoint import Epoch
 from .charts import save

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemt_dicom.errors import DataError
+from nemt_dicom.files import write_whole
 from nemt_dicom.model.bundle import Bundle
 from nemt_dicom.model.evaluation import Figure
 
 from ..evaluation.results import Measured
 from ..evaluation.scores import INTERVAL
 from ..evaluation.settings import NEMT
-from ..files import write_whole
 from ..markdown import Markdown, show, table
 from ..statistics import mean
 from . import tables

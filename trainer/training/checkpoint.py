@@ -1,6 +1,5 @@
 """Where a run stands, in one file that is replaced as a whole: a kill leaves the old or the new."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nemt_dicom.errors import TrainingError
-
-from ..files import replacing
+from nemt_dicom.files import replacing
 
 Weights = dict[str, Tensor]
 
@@ -93,8 +91,6 @@ class CheckpointFile:
         }
         with writing(self.path), replacing(self.path) as draft, draft.open("wb") as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
 
     def load(self) -> tuple[Standing, list[Epoch], State] | None:
         """What `save` was told last; None if there is no file. Raises `TrainingError`."""

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from nemt_dicom.files import replacing
 from nemt_dicom.model.network import ExplainedNetwork
 
 from ..data.examples import Examples
-from ..files import replacing
 from .checkpoint import writing
 from .classifier import ClassifierStage
 from .loop import Run, fit

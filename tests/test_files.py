@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.files import write_whole
+from nemt_dicom.files import replacing, write_whole
 
 
 def test_text_and_bytes_replace_what_was_there(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     program = textwrap.dedent(
         """
         import os, pathlib, signal, sys
-        from trainer import files
+        from nemt_dicom import files
 
         def killed(descriptor):  # all is written, and the file has no name yet
             os.kill(os.getpid(), signal.SIGKILL)
@@ -38,7 +38,7 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
         files.write_whole(pathlib.Path(sys.argv[1]), "new")
         """
     )
-    root = Path(__file__).parent.parent.parent
+    root = Path(__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run([sys.executable, "-c", program, path], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
@@ -54,3 +54,20 @@ def test_an_error_leaves_no_draft(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         write_whole(folder, "x")  # a folder cannot be replaced: the draft goes
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_several_processes_may_write_one_file(tmp_path: Path) -> None:
+    """Each has a draft of its own; without that, a second writer would take the first one's."""
+    path = tmp_path / "kept.npz"
+    with replacing(path, shared=True) as first, replacing(path, shared=True) as second:
+        first.write_bytes(b"first")
+        second.write_bytes(b"second")
+    assert path.read_bytes() == b"first"  # it ended last
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    (tmp_path / ".figures.json.part").write_bytes(b"half")
+    write_whole(path, "whole")
+    assert list(tmp_path.iterdir()) == [path]
