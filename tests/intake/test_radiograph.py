@@ -1,6 +1,5 @@
 """Reading radiographs: one scene, stored in many ways, gives the same display and tensor."""
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -10,54 +9,20 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.encaps import encapsulate
-from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from nemt_dicom.config import InputSettings
-from nemt_dicom.errors import DataError, Reason, Refused
-from nemt_dicom.intake.display import window
+from nemt_dicom.errors import Reason, Refused
 from nemt_dicom.intake.pixel_data import CODECS, NATIVE, decode
 from nemt_dicom.intake.radiograph import UPRIGHT, Radiograph
 from nemt_dicom.model.golden import golden_radiograph
-from nemt_dicom.model.preprocess import Preprocessing
 from nemt_dicom.pipeline import read_source
 from tests.intake import scene
+from tests.intake.reading import PREPROCESSING, check, off, read, tensor
 from tests.intake.scene import GREY_LEVEL, ORIENTATIONS, Recipe, plain, turned, write
-
-PREPROCESSING = Preprocessing(size=64, low_percentile=0, high_percentile=100)
-
-
-def read(dataset: Dataset) -> Radiograph:
-    return Radiograph.from_dataset(dataset, InputSettings())
-
-
-def tensor(radiograph: Radiograph) -> np.ndarray:
-    return PREPROCESSING(radiograph)[0]
-
-
-def expected_tensor() -> np.ndarray:
-    """The tensor of the scene itself, without the rounding of a file."""
-    pixels = scene.scene().astype(np.float32)
-    return tensor(Radiograph(pixels=pixels, valid=None, orientation=UPRIGHT, source_kind="dicom"))
-
-
-def off(recipe: Recipe) -> float:
-    """Largest difference between the tensors of the file and of the scene, in 8-bit grey levels."""
-    return float(np.abs(tensor(read(write(recipe))) - expected_tensor()).max()) / GREY_LEVEL
-
-
-def check(recipe: Recipe, levels: float = 1.0) -> None:
-    """The tensor and every displayed pixel differ from the scene by at most `levels`."""
-    radiograph = read(write(recipe))
-    shown = turned(recipe.shown, recipe.orientation)
-    assert radiograph.pixels.dtype == np.float32
-    assert np.abs(radiograph.pixels - shown).max() <= levels * GREY_LEVEL
-    assert off(recipe) <= levels
-
 
 # --- golden vectors ---
 
@@ -268,196 +233,6 @@ def test_dataset_is_left_as_it_was() -> None:
     read(ds)
     ds.save_as(before[1], enforce_file_format=True)
     assert before[0].getvalue() == before[1].getvalue()
-
-
-# --- against references ---
-
-
-@pytest.mark.parametrize("voi", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
-def test_window_agrees_with_pydicom(voi: str) -> None:
-    ds = write(Recipe(voi=voi))
-    shown = apply_windowing(decode(ds), ds) / 4095
-    assert np.abs(read(ds).pixels - shown).max() < 1e-5
-
-
-def test_lookup_tables_agree_with_pydicom() -> None:
-    ds = write(Recipe(modality="lut", voi="lut"))
-    shown = apply_voi(apply_modality_lut(decode(ds), ds), ds) / 65535
-    assert np.abs(read(ds).pixels - shown).max() < 1e-6
-
-
-def test_window_is_the_formula_of_the_standard() -> None:
-    """PS3.3 C.11.2.1.2.1 and C.11.2.1.3, value by value, with a window of 9 around 20."""
-    values = np.arange(10.0, 31.0)
-    linear = [
-        0.0 if x <= 20 - 0.5 - 4 else 1.0 if x > 20 - 0.5 + 4 else (x - 19.5) / 8 + 0.5
-        for x in values
-    ]
-    exact = [0.0 if x <= 20 - 4.5 else 1.0 if x > 20 + 4.5 else (x - 20) / 9 + 0.5 for x in values]
-    sigmoid = [1 / (1 + np.exp(-4 * (x - 20) / 9)) for x in values]
-    assert np.allclose(window(values, 20, 9, "LINEAR"), linear, atol=1e-12)
-    assert np.allclose(window(values, 20, 9, "LINEAR_EXACT"), exact, atol=1e-12)
-    assert np.allclose(window(values, 20, 9, "SIGMOID"), sigmoid, atol=1e-12)
-    assert not np.allclose(linear, exact, atol=0.03), "the test could not tell them apart"
-
-
-def test_linear_window_of_width_one_is_a_step() -> None:
-    assert window(np.array([19.0, 19.5, 19.6, 20.0]), 20, 1, "LINEAR").tolist() == [0, 0, 1, 1]
-
-
-@pytest.mark.servers
-@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-@pytest.mark.parametrize("modality", [None, "rescale", "negative", "lut"])
-@pytest.mark.parametrize("voi", ["LINEAR", "SIGMOID", "lut"])
-def test_dcmtk_shows_the_same(
-    program: Callable[[str], str], tmp_path: Path, voi: str, modality: str | None, photometric: str
-) -> None:
-    ds = write(Recipe(photometric=photometric, modality=modality, voi=voi))
-    ds.save_as(tmp_path / "in.dcm")
-    option = ["+Wl", "1"] if voi == "lut" else ["+Wi", "1"]
-    call = [program("dcm2pnm"), *option, tmp_path / "in.dcm", tmp_path / "out.pgm"]
-    subprocess.run(call, check=True, capture_output=True, timeout=60)
-    with Image.open(tmp_path / "out.pgm") as picture:
-        shown = np.asarray(picture) / 255
-    assert np.abs(read(ds).pixels - shown).max() <= 1.5 * GREY_LEVEL
-
-
-@pytest.mark.servers
-@pytest.mark.parametrize(
-    ("tool", "option", "bits", "levels", "signed"),
-    [
-        pytest.param("dcmcjpeg", "+e1", 12, 1.0, False, id="lossless-sv1-12"),
-        pytest.param("dcmcjpeg", "+e1", 12, 1.0, True, id="lossless-sv1-12-signed"),
-        pytest.param("dcmcjpeg", "+e1", 16, 1.0, False, id="lossless-sv1-16"),
-        pytest.param("dcmcjpeg", "+e1", 16, 1.0, True, id="lossless-sv1-16-signed"),
-        pytest.param("dcmcjpeg", "+el", 12, 1.0, False, id="lossless-p14-12"),
-        pytest.param("dcmcjpeg", "+el", 12, 1.0, True, id="lossless-p14-12-signed"),
-        pytest.param("dcmcjpeg", "+eb", 8, 3.0, False, id="baseline-8"),
-        pytest.param("dcmcjpeg", "+eb", 8, 3.0, True, id="baseline-8-signed"),
-        pytest.param("dcmcjpeg", "+ee", 12, 2.0, False, id="extended-12"),
-        pytest.param("dcmcjpeg", "+ee", 12, 2.0, True, id="extended-12-signed"),
-        pytest.param("dcmcjpeg", "+ee", 10, 2.0, False, id="extended-10"),
-        pytest.param("dcmcjpeg", "+ee", 10, 2.0, True, id="extended-10-signed"),
-        pytest.param("dcmcjpls", "+el", 12, 1.0, False, id="jpegls-12"),
-        pytest.param("dcmcjpls", "+el", 12, 1.0, True, id="jpegls-12-signed"),
-        pytest.param("dcmcjpls", "+el", 16, 1.0, False, id="jpegls-16"),
-        pytest.param("dcmcjpls", "+el", 16, 1.0, True, id="jpegls-16-signed"),
-        pytest.param("dcmcjpls", "+en", 12, 1.0, False, id="jpegls-near-12"),
-        pytest.param("dcmcrle", "+e", 12, 1.0, False, id="rle-12"),
-        pytest.param("dcmcrle", "+e", 12, 1.0, True, id="rle-12-signed"),
-    ],
-)
-def test_files_that_dcmtk_compressed(
-    program: Callable[[str], str],
-    tmp_path: Path,
-    tool: str,
-    option: str,
-    bits: int,
-    levels: float,
-    signed: bool,
-) -> None:
-    write(Recipe(bits=bits, signed=signed)).save_as(tmp_path / "in.dcm")
-    call = [program(tool), option, tmp_path / "in.dcm", tmp_path / "out.dcm"]
-    subprocess.run(call, check=True, capture_output=True, timeout=60)
-    read_tensor = tensor(read(pydicom.dcmread(tmp_path / "out.dcm")))
-    assert np.abs(read_tensor - expected_tensor()).max() <= levels * GREY_LEVEL
-
-
-# --- lookup tables as real devices write them ---
-
-
-def with_voi_lut(table: np.ndarray, first: int, bits: int, **pixels: int) -> Dataset:
-    ds = plain(**pixels)
-    ds.VOILUTSequence = [scene.lut_item(table, first, signed=first < 0, bits=bits)]
-    return ds
-
-
-RAMP = np.rint(np.linspace(0, 255, 4096)).astype(np.uint8)  # 4096 entries of 8 bits
-
-
-@pytest.mark.parametrize("layout", ["packed", "one-a-word", "list"])
-def test_table_of_8_bits_an_entry(layout: str) -> None:
-    ds = with_voi_lut(RAMP if layout == "packed" else RAMP.astype("<u2"), 0, 8)
-    if layout == "list":
-        ds.VOILUTSequence[0].add_new("LUTData", "US", RAMP.astype(int).tolist())
-    assert np.abs(read(ds).pixels - scene.scene()).max() <= GREY_LEVEL
-
-
-def test_modality_table_of_12_bits_an_entry() -> None:
-    ds = plain()
-    table = np.arange(4095, -1, -1).astype("<u2")
-    ds.ModalityLUTSequence = [scene.lut_item(table, 0, signed=False, bits=12)]
-    assert np.abs(read(ds).pixels - (1 - scene.scene())).max() <= GREY_LEVEL
-
-
-def test_table_with_more_entries_than_its_bits_say_stays_within_white() -> None:
-    ds = with_voi_lut(np.arange(4096).astype("<u2"), 0, 8)
-    assert np.abs(read(ds).pixels - scene.scene()).max() <= GREY_LEVEL
-
-
-def test_values_beside_the_table_get_its_ends() -> None:
-    ds = with_voi_lut(np.linspace(0, 65535, 1001).astype("<u2"), 1500, 16)
-    stored = decode(ds)
-    pixels = read(ds).pixels
-    assert (pixels[stored <= 1500] == 0).all()
-    assert (pixels[stored >= 2500] == 1).all()
-    assert abs(pixels[stored == 2000].mean() - 0.5) < 0.001
-
-
-def test_first_value_of_a_table_read_with_the_wrong_sign() -> None:
-    """Unsigned pixels, modality values from -1000: read as implicit US, -1000 becomes 64536."""
-    table = np.linspace(0, 65535, 4096).astype("<u2")
-    ds = with_voi_lut(table, -1000, 16, RescaleIntercept=-1000, RescaleSlope=1)
-    expected = read(ds).pixels
-    ds.VOILUTSequence[0].add_new("LUTDescriptor", "US", [4096, 64536, 16])
-    assert np.array_equal(read(ds).pixels, expected)
-    assert np.abs(expected - scene.scene()).max() <= GREY_LEVEL
-
-
-def test_table_of_65536_entries_says_zero() -> None:
-    ds = write(Recipe(bits=16, modality="lut"))
-    assert ds.ModalityLUTSequence[0].LUTDescriptor[0] == 0
-    check(Recipe(bits=16, modality="lut"))
-
-
-# --- the choice among transformations ---
-
-
-def test_first_window_of_several_is_used() -> None:
-    ds = plain(WindowCenter=[2000, 9], WindowWidth=[3000, 9])
-    single = plain(WindowCenter=2000, WindowWidth=3000)
-    assert np.array_equal(read(ds).pixels, read(single).pixels)
-
-
-def test_voi_table_goes_before_the_window() -> None:
-    ds = write(Recipe(voi="lut"))
-    ds.WindowCenter, ds.WindowWidth = 5, 4
-    assert np.array_equal(read(ds).pixels, read(write(Recipe(voi="lut"))).pixels)
-
-
-@pytest.mark.parametrize(
-    "attributes",
-    [
-        {"WindowCenter": 5, "WindowWidth": 0},
-        {"WindowCenter": 5, "WindowWidth": -3},
-        {"WindowCenter": 5, "WindowWidth": 0.5},
-        {"WindowCenter": 5},
-        {"WindowWidth": 5},
-        {"WindowCenter": "", "WindowWidth": ""},
-    ],
-    ids=["width-0", "negative", "half", "no-width", "no-center", "empty"],
-)
-def test_unusable_window_is_ignored(attributes: dict[str, object]) -> None:
-    assert np.abs(read(plain(**attributes)).pixels - scene.scene()).max() <= GREY_LEVEL
-
-
-@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-def test_inverse_presentation_shape_inverts_once(photometric: str) -> None:
-    check(Recipe(photometric=photometric, presentation_lut_shape="INVERSE", voi="LINEAR"))
-
-
-def test_identity_presentation_shape_changes_nothing() -> None:
-    check(Recipe(photometric="MONOCHROME1", presentation_lut_shape="IDENTITY"))
 
 
 @pytest.mark.parametrize(
@@ -724,132 +499,6 @@ def test_dataset_without_file_meta_is_refused() -> None:
     del ds.file_meta
     with pytest.raises(Refused):
         read(ds)
-
-
-# --- pictures ---
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_picture_gives_the_scene(tmp_path: Path, dtype: type) -> None:
-    path = tmp_path / "scene.png"
-    full = np.iinfo(dtype).max
-    Image.fromarray(np.rint(scene.scene() * full).astype(dtype)).save(path)
-    radiograph = Radiograph.from_picture(path)
-    assert (radiograph.source_kind, radiograph.orientation) == ("picture", UPRIGHT)
-    assert np.abs(radiograph.pixels - scene.scene()).max() <= GREY_LEVEL
-    assert np.abs(tensor(radiograph) - expected_tensor()).max() <= GREY_LEVEL
-
-
-def test_picture_is_turned_as_exif_says(tmp_path: Path) -> None:
-    path = tmp_path / "scene.png"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter
-    grey = np.rint(scene.scene() * 65535).astype(np.uint16)
-    Image.fromarray(np.ascontiguousarray(np.rot90(grey))).save(path, exif=exif)
-    assert np.abs(Radiograph.from_picture(path).pixels - scene.scene()).max() <= GREY_LEVEL
-
-
-def test_picture_in_either_byte_order(tmp_path: Path) -> None:
-    path = tmp_path / "scene.tiff"
-    grey = np.rint(scene.scene() * 65535).astype(">u2")
-    Image.frombytes("I;16B", grey.shape[::-1], grey.tobytes()).save(path)
-    assert np.abs(Radiograph.from_picture(path).pixels - scene.scene()).max() <= GREY_LEVEL
-
-
-def test_coloured_picture_is_read_as_grey(tmp_path: Path) -> None:
-    path = tmp_path / "scene.png"
-    grey = np.rint(scene.scene() * 255).astype(np.uint8)
-    Image.fromarray(np.stack([grey] * 3, axis=-1)).save(path)
-    assert np.abs(Radiograph.from_picture(path).pixels - scene.scene()).max() <= GREY_LEVEL
-
-
-def spoilt_picture(path: Path) -> None:
-    Image.fromarray(np.rint(scene.scene() * 255).astype(np.uint8)).save(path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    "prepare",
-    [
-        pytest.param(lambda path: None, id="missing"),
-        pytest.param(lambda path: path.write_bytes(b"no picture"), id="no-picture"),
-        pytest.param(lambda path: Image.new("L", (40, 40), 9).save(path), id="one-value"),
-        pytest.param(spoilt_picture, id="spoilt"),
-        pytest.param(
-            lambda path: Image.fromarray(scene.scene().astype(np.float32)).save(path, "TIFF"),
-            id="floating-point",
-        ),
-    ],
-)
-def test_picture_that_cannot_be_used(tmp_path: Path, prepare: Callable[[Path], object]) -> None:
-    path = tmp_path / "picture.png"
-    prepare(path)
-    with pytest.raises(DataError, match=r"picture\.png"):
-        Radiograph.from_picture(path)
-
-
-# --- photographs ---
-
-
-def photograph() -> np.ndarray:
-    """(40, 60, 3) uint8 whose rows, columns and channels all differ."""
-    y, x = np.mgrid[0:40, 0:60]
-    return np.stack([40 + 3 * y, 3 * x, np.full((40, 60), 90)], axis=-1).astype(np.uint8)
-
-
-def test_photograph_is_shown_as_it_is(tmp_path: Path) -> None:
-    """Colours are not changed."""
-    path = tmp_path / "skin.png"
-    Image.fromarray(photograph()).save(path)
-    radiograph = Radiograph.from_photograph(path)
-    assert (radiograph.source_kind, radiograph.orientation) == ("photograph", UPRIGHT)
-    assert radiograph.valid is None
-    assert radiograph.pixels.dtype == np.float32
-    assert np.array_equal(radiograph.pixels, photograph().astype(np.float32) / np.float32(255))
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_photograph_of_another_mode_is_read_in_colour(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "skin.tiff"
-    Image.fromarray(photograph()).convert(mode).save(path)
-    assert Radiograph.from_photograph(path).pixels.shape == (40, 60, 3)
-
-
-def test_photograph_of_a_camera_held_sideways(tmp_path: Path) -> None:
-    path = tmp_path / "skin.png"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # Orientation: turn by 90 degrees clockwise to show
-    Image.fromarray(photograph()).save(path, exif=exif)
-    shown = np.rot90(photograph(), -1)
-    assert np.array_equal(np.rint(Radiograph.from_photograph(path).pixels * 255), shown)
-
-
-@pytest.mark.parametrize(
-    "prepare",
-    [
-        pytest.param(lambda path: None, id="missing"),
-        pytest.param(lambda path: path.write_bytes(b"no picture"), id="no-picture"),
-        pytest.param(lambda path: Image.new("RGB", (40, 40), (9, 9, 9)).save(path), id="one-value"),
-        pytest.param(lambda path: Image.new("I;16", (40, 40), 9).save(path), id="16-bit"),
-        pytest.param(spoilt_picture, id="spoilt"),
-    ],
-)
-def test_photograph_that_cannot_be_used(tmp_path: Path, prepare: Callable[[Path], object]) -> None:
-    path = tmp_path / "picture.png"
-    prepare(path)
-    with pytest.raises(DataError, match=r"picture\.png"):
-        Radiograph.from_photograph(path)
-
-
-def test_picture_far_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "picture.png"
-    Image.fromarray(photograph()).save(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    for read_file in (Radiograph.from_photograph, Radiograph.from_picture):
-        with pytest.raises(DataError, match=r"picture\.png: cannot be read"):
-            read_file(path)
 
 
 # --- real radiographs ---

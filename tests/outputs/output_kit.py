@@ -1,16 +1,24 @@
-"""What the tests of outputs share: a header, an explanation of its image, and what they come to."""
+"""What the tests of outputs share: a header, an explanation of its image, the objects of both, and
+what dciodvfy says of them.
+"""
 
+import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset
+import pytest
+from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
 from pydicom.uid import ComputedRadiographyImageStorage
 
 from nemt_dicom.config import OutputSettings
 from nemt_dicom.model.explanation import Evidence, Explanation, Provenance
+from nemt_dicom.outputs import secondary_capture, segmentation
 from nemt_dicom.outputs.derived import Origin
+from nemt_dicom.state.records import Output
 
 ROWS, COLUMNS = 300, 260
 RECEIVED = datetime(2026, 3, 4, 23, 30, 15, tzinfo=UTC)
@@ -71,3 +79,40 @@ def origin(
 
 def pixels() -> np.ndarray:
     return np.linspace(0, 1, ROWS * COLUMNS, dtype=np.float32).reshape(ROWS, COLUMNS)
+
+
+def read(built: tuple[Output, bytes]) -> Dataset:
+    return dcmread(BytesIO(built[1]))
+
+
+def seg(**kwargs) -> Dataset:
+    return read(segmentation.build_segmentation(origin(**kwargs)))
+
+
+def sc(**kwargs) -> Dataset:
+    return read(secondary_capture.build_secondary_capture(origin(**kwargs), pixels()))
+
+
+BUILT = pytest.mark.parametrize("build", [seg, sc])
+
+
+def errors_of_outputs(validator: str, built: Origin, folder: Path) -> list[str]:
+    found = []
+    for output, data in (
+        segmentation.build_segmentation(built),
+        segmentation.build_fractional(built),
+        secondary_capture.build_secondary_capture(built, pixels()),
+    ):
+        file = folder / f"{output.kind}.dcm"
+        file.write_bytes(data)
+        found += validator_errors(validator, file)
+    return found
+
+
+def validator_errors(validator: str, file: Path) -> list[str]:
+    result = subprocess.run(
+        [validator, file], capture_output=True, text=True, errors="replace", check=False
+    )
+    report = result.stdout + result.stderr
+    assert "Segmentation" in report or "SCImage" in report, report  # it did look
+    return [line for line in report.splitlines() if line.startswith("Error")]

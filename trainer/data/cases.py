@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from nemt_dicom.config import InputSettings
 from nemt_dicom.errors import DataError, Refused
 from nemt_dicom.intake.radiograph import Radiograph
+from nemt_dicom.intake.uid import UNREADABLE
 
 from .labelled import Labelled
 from .layouts import ABNORMAL, ALL, canonical
@@ -49,12 +49,6 @@ HASH_DECIDES = (
     "no table places a patient in a split, and the bundle was trained on such data: a stable hash "
     f"tells the splits, {TEST_SHARE:.0%} are test patients"
 )
-
-UNREADABLE = (
-    Refused, InvalidDicomError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError,
-    NotImplementedError,
-)  # fmt: skip
-"""Errors that pydicom raises for a damaged file, and the refusals of the service."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +184,7 @@ def read_radiograph(case: Case) -> Radiograph:
         return Radiograph.from_picture(case.path)
     try:
         return Radiograph.from_dataset(pydicom.dcmread(case.path), InputSettings())
-    except UNREADABLE as error:
+    except (Refused, OSError, *UNREADABLE) as error:
         raise DataError(f"{case.path}: cannot be read as a radiograph: {error}") from error
 
 

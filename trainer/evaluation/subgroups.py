@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
 
+from nemt_dicom.intake.uid import UNREADABLE, UNUSABLE
 from nemt_dicom.model.evaluation import Figure, Scores, Subgroup
 
 from ..arrays import Regions
@@ -34,16 +34,27 @@ def properties(cases: Sequence[Case]) -> dict[str, NDArray[np.str_]]:
 def _properties(case: Case) -> tuple[str, str, str]:
     view, sex, age = case.view, case.sex, case.age
     if case.kind == "dicom" and not (view and sex and age is not None):
-        try:
-            header: pydicom.Dataset = pydicom.dcmread(case.path, stop_before_pixels=True)
-        except (InvalidDicomError, OSError):
-            header = pydicom.Dataset()
-        view = view or str(header.get("ViewPosition", ""))
-        sex = sex or read_sex(str(header.get("PatientSex", "")))
+        header = _header(case)
+        view = view or _text(header, "ViewPosition")
+        sex = sex or read_sex(_text(header, "PatientSex"))
         if age is None:
-            age = read_age(str(header.get("PatientAge", "")).removesuffix("Y"))
+            age = read_age(_text(header, "PatientAge").removesuffix("Y"))
     band = UNKNOWN if age is None else next(name for low, high, name in AGES if low <= age < high)
     return view or UNKNOWN, sex or UNKNOWN, band
+
+
+def _header(case: Case) -> pydicom.Dataset:
+    try:
+        return pydicom.dcmread(case.path, stop_before_pixels=True)
+    except (OSError, *UNREADABLE):
+        return pydicom.Dataset()
+
+
+def _text(header: pydicom.Dataset, keyword: str) -> str:
+    try:
+        return str(header.get(keyword, ""))
+    except UNUSABLE:
+        return ""
 
 
 def sizes(truth: Regions) -> NDArray[np.str_]:

@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from nemt_dicom.errors import DataError
 from nemt_dicom.model.preprocess import Preprocessing
@@ -611,6 +612,11 @@ def test_unreadable_and_refused_images_name_the_reason(rsna: Path) -> None:
     with pytest.raises(DataError, match="not_chest"):
         read_radiograph(case)
     path.write_bytes(b"not DICOM")
+    with pytest.raises(DataError, match=r"image-2\.dcm: cannot be read as a radiograph"):
+        read_radiograph(case)
+    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    ds.save_as(path, enforce_file_format=True)
+    path.write_bytes(path.read_bytes()[:-500] + bytes(500))
     with pytest.raises(DataError, match=r"image-2\.dcm: cannot be read as a radiograph"):
         read_radiograph(case)
 
