@@ -64,14 +64,17 @@ def load_settings(
     """
     merged: dict[str, Any] = _read_toml(file) if file is not None else {}
     problems = _merge_env(merged, env)
+    used = dict(env)
     for section, values in (overrides or {}).items():
         table = merged.setdefault(section, {})
         if isinstance(table, dict):  # anything else in the file is refused below
             table.update(values)
+        for key in values:
+            used.pop(f"{ENV_PREFIX}{section}__{key}".upper(), None)
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
-        problems += [_describe(problem, env) for problem in error.errors()]
+        problems += [_describe(problem, used) for problem in error.errors()]
     if problems:
         source = f"{file}: " if file is not None else ""
         raise ConfigError("\n".join(source + line for line in problems))
@@ -141,7 +144,7 @@ def _is_list(section: str, key: str) -> bool:
 def _describe(problem: Any, env: Mapping[str, str]) -> str:
     """One line for one of pydantic's errors: the key, its value and what is allowed.
 
-    The key is the name of the environment variable if that has set the value.
+    env: the variables that set a value. If one set this value, its name stands for the key.
     """
     location = problem["loc"]
     # Pydantic puts the kind of a destination into the location, as if it were a key.

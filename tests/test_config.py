@@ -60,6 +60,13 @@ def test_environment_wins_over_file_and_command_line_over_both(tmp_path: Path) -
     assert settings.listener.max_pdu == 16384
 
 
+def test_a_wrong_value_of_the_command_line_is_not_said_of_the_environment(tmp_path: Path) -> None:
+    env = {"NEMT_LISTENER__PORT": "1002"}
+    with pytest.raises(ConfigError, match=r"listener\.port = 99999") as caught:
+        load(tmp_path, env=env, overrides={"listener": {"port": 99999}})
+    assert "NEMT_LISTENER__PORT" not in str(caught.value)
+
+
 def test_override_of_a_section_that_the_file_leaves_out(tmp_path: Path) -> None:
     settings = load(tmp_path, overrides={"state": {"dir": tmp_path}})
     assert settings.state.dir == tmp_path

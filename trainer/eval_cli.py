@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--bundle", type=Path, metavar="DIR", help="model bundle (default: the one that ships)"
     )
-    _shared(parser)
+    _shared(parser, methods="all")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -105,17 +105,20 @@ def build_compare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("first", type=Path, metavar="A", help="model bundle")
     parser.add_argument("second", type=Path, metavar="B", help="model bundle")
-    _shared(parser)
+    _shared(parser, methods="none")
     return parser
 
 
-def _shared(parser: argparse.ArgumentParser) -> None:
-    """The options that an evaluation and a comparison have in common."""
-    _data_options(parser)
+def _shared(parser: argparse.ArgumentParser, *, methods: str) -> None:
+    """The options that an evaluation and a comparison have in common.
+
+    methods: which ones take part if none is named, in words.
+    """
+    _data_options(parser, methods)
     _computing_options(parser)
 
 
-def _data_options(parser: argparse.ArgumentParser) -> None:
+def _data_options(parser: argparse.ArgumentParser, methods: str) -> None:
     parser.add_argument(
         "--data",
         dest="folders",
@@ -133,14 +136,15 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         metavar="A,B,...",
         help="methods to compare with, separated by commas; there are: "
         f"{', '.join([*METHODS, MEAN_OF_BOXES])}; for representations relax and u_relax, too "
-        "(default: all)",
+        f"(default: {methods})",
     )
     parser.add_argument(
         "--split",
         default="test",
         choices=SPLITS,
         help="which images (default: test, and only patients whom the bundle has not seen); data "
-        "without a split are used whole",
+        "without a split are used whole if the bundle was not trained on such data, else a hash of "
+        "the patient tells the split",
     )
     parser.add_argument(
         "--skip-bad",

@@ -85,19 +85,22 @@ def read_tables(recipe: Recipe, places: Places) -> Dataset:
 
 
 def _with_doubts(dataset: Dataset, bundle: Bundle, progress: Progress) -> Dataset:
-    """The data set with a note if the bundle that is reused was trained on another one.
+    """The data set with notes on what its target model may have learnt of it.
+
+    There is one for whatever cannot be checked, and one if it was trained on another data set.
 
     Raises `DataError` if the bundle has seen patients of the test split.
     """
-    require_unseen(bundle, [case for case in dataset.cases if case.split == "test"])
-    if training_of(bundle)[1].fingerprint == fingerprint(dataset.cases):
-        return dataset
-    doubt = (
-        f"{bundle.manifest.name} {bundle.manifest.version} was trained on other data than these: "
-        "its target model may have learnt images that here are validation or test"
-    )
-    progress.note(doubt)
-    return replace(dataset, notes=(*dataset.notes, doubt))
+    doubts = require_unseen(bundle, [case for case in dataset.cases if case.split == "test"])
+    if training_of(bundle)[1].fingerprint != fingerprint(dataset.cases):
+        doubts = (
+            *doubts,
+            f"{bundle.manifest.name} {bundle.manifest.version} was trained on other data than "
+            "these: its target model may have learnt images that here are validation or test",
+        )
+    for doubt in doubts:
+        progress.note(doubt)
+    return replace(dataset, notes=(*dataset.notes, *doubts))
 
 
 def load_split(

@@ -71,16 +71,8 @@ class Trained:
     team: Team
 
 
-def run(
-    recipe: Recipe,
-    places: Places,
-    progress: Progress,
-    *,
-    evaluation: EvaluationSettings | None = None,
-) -> Bundle | None:
+def run(recipe: Recipe, places: Places, progress: Progress) -> Bundle | None:
     """Trains a bundle, writes it to `places.out` and its record to `places.out`/run.
-
-    evaluation: how the bundle is measured at the end; None: as a CPU can afford.
 
     Returns None in every process but the first. Raises `DataError` and `TrainingError`; nothing is
     trained before all data have been read.
@@ -98,8 +90,7 @@ def run(
         code=code,
         epochs=trained.epochs,
     )
-    measuring = evaluation or EvaluationSettings()
-    bundle = finish(trained.prepared, recipe, places, record, log, evaluation=measuring)
+    bundle = finish(trained.prepared, recipe, places, record, log, evaluation=EvaluationSettings())
     (folder / CHECKPOINT).unlink(missing_ok=True)  # the bundle is whole: nothing is left to resume
     forget_teachers(folder)
     log.line(f"bundle with model {bundle.model_digest[:12]} in {bundle.folder}")

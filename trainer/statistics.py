@@ -70,9 +70,9 @@ def _rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def constant(value: float, n: int = 1) -> Figure:
+def constant(value: float) -> Figure:
     """A figure without spread: a single measurement."""
-    return Figure(mean=_rounded(value), lo=_rounded(value), hi=_rounded(value), n=n)
+    return Figure(mean=_rounded(value), lo=_rounded(value), hi=_rounded(value), n=1)
 
 
 def average(values: NDArray[Any]) -> Statistic:
@@ -112,22 +112,22 @@ def auc(scores: Values, labels: Values, patients: Patients) -> Figure | None:
     return figure(lambda rows: area_under_curve(scores[rows], labels[rows]), patients)
 
 
-def bootstrap(statistic: Statistic, patients: Patients, *, seed: int = 0) -> tuple[float, float]:
+def bootstrap(statistic: Statistic, patients: Patients) -> tuple[float, float]:
     """95 % interval of a statistic, by drawing whole patients with replacement.
 
     A resample for which the statistic is not defined (NaN) is left out.
     """
-    drawn = _resamples(patients.names, seed, patients.resamples)
+    drawn = _resamples(patients.names, patients.resamples)
     low, high = np.nanpercentile([statistic(rows) for rows in drawn], (2.5, 97.5))
     return float(low), float(high)
 
 
 @lru_cache(maxsize=4)
-def _resamples(patients: tuple[str, ...], seed: int, count: int) -> list[Rows]:
+def _resamples(patients: tuple[str, ...], count: int) -> list[Rows]:
     """Row numbers of each resample; the figures of one table share them."""
     _, owner = np.unique(np.asarray(patients), return_inverse=True)
     rows = [np.flatnonzero(owner == i) for i in range(owner.max() + 1)]
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     return [
         np.concatenate([rows[i] for i in generator.integers(len(rows), size=len(rows))])
         for _ in range(count)

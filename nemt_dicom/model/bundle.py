@@ -75,9 +75,10 @@ class Bundle:
                 return _verified(folder, raw)
             except BundleError:
                 before, raw = raw, bundle_folder.read(folder / MANIFEST)
+                # Another process may be replacing the bundle: its new files are read. If the
+                # manifest is there already, they may just have taken their names.
                 if raw == before:
-                    raise
-                # Another process has replaced the bundle meanwhile: its new files are read.
+                    return _verified(folder, raw)
 
     @classmethod
     def load_served(cls, folder: Path | None = None) -> "Bundle":

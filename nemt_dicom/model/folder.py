@@ -7,7 +7,6 @@ their names afterwards; until then a reader finds them as `NAME.new`, by the man
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,13 +113,16 @@ def replace(
     """
     folder.mkdir(parents=True, exist_ok=True)
     settle(folder)
+    fs = Fs()
     try:
         for name, data in {**files, MANIFEST: manifest}.items():
-            _write(folder / f"{name}{NEW}", data)
+            draft = folder / f"{name}{NEW}"
+            fs.write(draft, data)
+            fs.fsync(draft)
         check()
-        Fs().fsync(folder)  # a power cut must not keep the rename below and lose a new file
+        fs.fsync(folder)  # a power cut must not keep the rename below and lose a new file
         (folder / f"{MANIFEST}{NEW}").replace(folder / MANIFEST)
-        Fs().fsync(folder)
+        fs.fsync(folder)
     finally:
         settle(folder)
 
@@ -168,10 +170,3 @@ def _remove(path: Path) -> None:
     """Removes a file. If it is missing, the folder may be read-only."""
     if path.exists():
         path.unlink(missing_ok=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

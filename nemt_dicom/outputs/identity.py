@@ -58,7 +58,9 @@ def make_uid(
         "content": content_digest if part != "series" else "",
         "model": provenance.model_digest,
         "bundle": [provenance.bundle_name, provenance.bundle_version],
-        "explain_below_threshold": explanation.explain_below_threshold,
+        "explain_below_threshold": (
+            explanation.below_threshold and explanation.explain_below_threshold
+        ),
         "settings": written,
         "kind": kind,
         "revision": REVISIONS[kind],

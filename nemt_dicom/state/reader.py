@@ -26,7 +26,7 @@ class StoreReader:
     `OSError`, a damaged file `StateError`.
     """
 
-    def __init__(self, state_dir: Path, *, read_only: bool = True, busy_ms: int = BUSY_MS) -> None:
+    def __init__(self, state_dir: Path, *, read_only: bool = False, busy_ms: int = BUSY_MS) -> None:
         """Opens the database. Unless `read_only`, creates or migrates it if necessary.
 
         busy_ms: milliseconds to wait for the lock of another process.
@@ -124,10 +124,6 @@ class StoreReader:
             (str(sop_class), str(syntax))
             for sop_class, syntax in self._db.rows(queries.PENDING_SYNTAXES, (destination,))
         ]
-
-    def pending_deliveries(self) -> int:
-        """How many deliveries are pending."""
-        return sum(self.pending_by_destination().values())
 
     def pending_by_destination(self) -> dict[str, int]:
         """How many outputs wait for each destination. One that none waits for is left out."""

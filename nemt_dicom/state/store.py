@@ -12,12 +12,10 @@ pending again if an operator asks for it.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from nemt_dicom.errors import Reason
 from nemt_dicom.state import queries
-from nemt_dicom.state.database import BUSY_MS
 from nemt_dicom.state.reader import StoreReader, as_json
 from nemt_dicom.state.records import (
     CONFLICT_REASON,
@@ -43,10 +41,6 @@ class Store(StoreReader):
     A change is one transaction. It is on the disk when the method returns. Methods are safe to call
     from several threads. A full or failing disk raises `OSError`, a damaged file `StateError`.
     """
-
-    def __init__(self, state_dir: Path, *, read_only: bool = False, busy_ms: int = BUSY_MS) -> None:
-        """As `StoreReader`, but for writing unless `read_only`."""
-        super().__init__(state_dir, read_only=read_only, busy_ms=busy_ms)
 
     # Arrival, by the listener
 
@@ -107,8 +101,9 @@ class Store(StoreReader):
         when = received.astimezone(UTC).isoformat()
         self._db.execute(queries.ADD_INSTANCE, (*uids, blob, state, reason, detail, when, when))
 
-    # Explanation, by the worker. `lease` names the worker process. No method touches an instance
-    # that another lease holds. Methods that end a run return False if the lease is lost.
+    # Explanation, by the worker. `lease` names the worker process. No method but
+    # `recover` touches an instance that another lease holds. Methods that end a run return False if
+    # the lease is lost.
 
     def recover(self, *, crashed: bool) -> None:
         """Puts back what an earlier worker held, to run alone. Call before the first `claim`.

@@ -38,13 +38,14 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[], obje
 
     The file that is being written then is half there.
     """
-    left, write = [step], bundle_folder._write
+    left, write = [step], Fs.write
 
     def counted(whole: Callable[..., object]) -> Callable[..., object]:
         def operate(*arguments: Any, **options: Any) -> object:
             left[0] -= 1
             if left[0] == 0 and whole is write:
-                write(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                fs, path, data = arguments
+                write(fs, path, data[: len(data) // 2])
             if left[0] <= 0:  # no operation of a `finally` is done either
                 raise Killed
             return whole(*arguments, **options)
@@ -54,7 +55,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[], obje
     with monkeypatch.context() as patch:
         for name in ("replace", "unlink", "mkdir"):
             patch.setattr(Path, name, counted(getattr(Path, name)))
-        patch.setattr(bundle_folder, "_write", counted(write))
+        patch.setattr(Fs, "write", counted(write))
         try:
             run()
         except Killed:
@@ -195,6 +196,23 @@ def test_a_file_that_takes_its_name_while_it_is_read(
     assert not draft.exists()
 
 
+def test_figures_that_take_their_name_after_they_were_found(
+    copy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_figures(copy, evaluation(0.3), "card")
+    (copy.folder / EVALUATION).rename(copy.folder / f"{EVALUATION}.new")
+    require = bundle_folder.require
+
+    def requiring(folder: Path, name: str, digest: str | None) -> Path:
+        path = require(folder, name, digest)
+        if name == EVALUATION:
+            bundle_folder.settle(folder)
+        return path
+
+    monkeypatch.setattr(bundle_folder, "require", requiring)
+    assert Bundle.load(copy.folder).evaluation == evaluation(0.3).for_bundle()
+
+
 def test_a_manifest_that_cannot_be_read_costs_no_file(
     copy: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,5 +260,6 @@ def test_new_files_are_on_the_disk_before_the_manifest_takes_its_name(
     monkeypatch.setattr(Path, "replace", replacing)
     monkeypatch.setattr(Fs, "fsync", synchronising)
     save_figures(copy, evaluation(), "# Card\n")
-    synced = f"fsync {copy.folder.name}"
-    assert done[:3] == [synced, f"replace {MANIFEST}.new", synced]
+    folder = f"fsync {copy.folder.name}"
+    assert set(done[:3]) == {f"fsync {name}.new" for name in (MODEL_CARD, EVALUATION, MANIFEST)}
+    assert done[3:6] == [folder, f"replace {MANIFEST}.new", folder]

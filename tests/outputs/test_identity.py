@@ -62,16 +62,26 @@ def test_all_uids_of_an_image_differ() -> None:
     "other",
     [
         origin(source(SOPInstanceUID="1.2.3.9")),
-        origin(explained=explanation(explain_below_threshold=True)),
         other_provenance(model_digest="cd" * 32),
         other_provenance(bundle_name="other"),
         other_provenance(bundle_version="2.0"),
     ],
-    ids=["image", "explain_below_threshold", "model", "name", "version"],
+    ids=["image", "model", "name", "version"],
 )
 @pytest.mark.parametrize("part", PARTS)
 def test_what_every_output_shows_changes_every_uid(other: Origin, part: str) -> None:
     assert not set(uids(origin(), part).values()) & set(uids(other, part).values())
+
+
+def test_the_choice_to_explain_below_the_threshold_counts_below_it_only() -> None:
+    def chosen(p: float) -> list[Origin]:
+        return [origin(explained=explanation(p, explain_below_threshold=e)) for e in (False, True)]
+
+    before, after = chosen(0.4)
+    for part in PARTS:
+        assert not set(uids(before, part).values()) & set(uids(after, part).values())
+    before, after = chosen(0.9)
+    assert build(before) == build(after)
 
 
 def test_other_content_stays_in_its_series() -> None:

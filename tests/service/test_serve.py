@@ -196,7 +196,7 @@ def settled(settings: Settings) -> bool:
     store = Store(settings.state.dir, read_only=True)
     try:
         waiting = {"queued", "inferring"} & set(store.counts())
-        return not waiting and store.pending_deliveries() == 0
+        return not waiting and store.pending_by_destination() == {}
     finally:
         store.close()
 

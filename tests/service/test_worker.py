@@ -279,7 +279,7 @@ def test_a_full_disk_charges_nothing_and_is_waited_for(bench, monkeypatch, queue
     while len(failures) < 5:
         assert thread.is_alive()
         stop.wait(0.01)
-    assert up.store.pending_deliveries() == 0
+    assert up.store.pending_by_destination() == {}
     disk.room = 100
     full.clear()
     while up.states() != ["done"] * queued:

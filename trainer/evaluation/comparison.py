@@ -19,7 +19,7 @@ from ..progress import Progress
 from ..provenance import device_name
 from ..statistics import Patients
 from .decisions import Device
-from .maps import Attributed, Clock, attribute
+from .maps import Attributed, attribute
 from .methods import Method, remember
 from .result_store import ResultStore
 from .results import method_result
@@ -89,7 +89,6 @@ def compare(
     compared: Compared,
     methods: Mapping[str, Method],
     patients: Patients,
-    clock: Clock,
 ) -> Comparison:
     """Asks every method for its maps, and measures them. patients: of the images compared."""
     progress, store = asked.progress, compared.store
@@ -100,14 +99,13 @@ def compare(
         asked.settings,
         progress,
         store=store,
-        clock=clock,
     )
     columns = {}
     progress.stage("scores", len(methods))
     for key, method in methods.items():
         columns[key] = scores(compared, attributed[key], is_mask=key == NEMT)
         progress.step(method.name)
-    timings = _time(asked, compared, methods, attributed, patients, clock)
+    timings = _time(asked, compared, methods, attributed, patients)
     figures = methods_table(columns, patients)
     curves = asked.settings.thorough and compared.probability is not None
     return Comparison(
@@ -134,7 +132,6 @@ def _time(
     methods: Mapping[str, Method],
     attributed: Mapping[str, Attributed],
     patients: Patients,
-    clock: Clock,
 ) -> dict[str, Seconds]:
     """Seconds of the methods that have maps, on images that all of them have a map of.
 
@@ -158,7 +155,5 @@ def _time(
         working,
         images,
         further,
-        lambda: time_methods(
-            asked.network, working, images, owners, settings, asked.progress, clock=clock
-        ),
+        lambda: time_methods(asked.network, working, images, owners, settings, asked.progress),
     )

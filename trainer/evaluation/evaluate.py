@@ -4,7 +4,6 @@ The bundle is read back from its folder and asked through `Explainer`, as it is 
 in a report, in a bundle and in a model card comes from here.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +37,6 @@ from .code_versions import code_versions
 from .comparison import Asked, Comparison, compare, images_to_compare
 from .decisions import Device
 from .further_tests import FurtherTests, further_tests, silence
-from .maps import Clock
 from .methods import Method
 from .result_store import ResultStore
 from .results import Measured, scope
@@ -56,7 +54,6 @@ def evaluate(
     progress: Progress,
     settings: EvaluationSettings,
     methods: Mapping[str, Method] | None = None,
-    clock: Clock = time.perf_counter,
 ) -> Measured:
     """Measures a bundle on one split of `dataset`.
 
@@ -77,7 +74,7 @@ def evaluate(
     about = _about_target(asked, boxed)
     if methods is None:
         methods = chosen_methods(settings, bundle, dataset, cache, device, progress)
-    comparison = compare(asked, compared, methods, asked.patients.take(rows), clock)
+    comparison = compare(asked, compared, methods, asked.patients.take(rows))
     tests, groups = FurtherTests(), _Groups()
     if settings.thorough:
         tests = _further_tests(asked, comparison, compared, methods)

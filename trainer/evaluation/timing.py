@@ -13,7 +13,6 @@ from ..arrays import Images
 from ..inference import device_of
 from ..progress import Progress
 from ..statistics import Patients, average, constant, figure
-from .maps import Clock
 from .methods import Method
 from .settings import EvaluationSettings
 
@@ -30,8 +29,6 @@ def time_methods(
     patients: Patients,
     settings: EvaluationSettings,
     progress: Progress,
-    *,
-    clock: Clock = time.perf_counter,
 ) -> dict[str, Seconds]:
     """Seconds an image by method, and of the target model under `TARGET_MODEL`.
 
@@ -57,7 +54,7 @@ def time_methods(
         at = i % len(images)
         for key, run in runs.items():
             if i < settings.timing_slow_rounds or not _slow(single[key], settings):
-                single[key].append(_seconds(run, images[at : at + 1].copy(), device, clock))
+                single[key].append(_seconds(run, images[at : at + 1].copy(), device))
             progress.step(key)
     batch = images[np.arange(settings.timing_batch) % len(images)]
     results = {}
@@ -66,7 +63,7 @@ def time_methods(
         each = None
         if not _slow(single[key], settings):
             run(batch)
-            each = constant(_seconds(run, batch.copy(), device, clock) / len(batch))
+            each = constant(_seconds(run, batch.copy(), device) / len(batch))
         results[key] = Seconds(single=figure(average(np.array(single[key])), owners), batch=each)
         progress.step(key)
     return results
@@ -80,12 +77,12 @@ def _run(method: Method, network: ExplainedNetwork) -> Run:
     return lambda images: method.maps(network, images)
 
 
-def _seconds(run: Run, images: Images, device: torch.device, clock: Clock) -> float:
+def _seconds(run: Run, images: Images, device: torch.device) -> float:
     _wait(device)
-    begin = clock()
+    begin = time.perf_counter()
     run(images)
     _wait(device)
-    return clock() - begin
+    return time.perf_counter() - begin
 
 
 def _wait(device: torch.device) -> None:

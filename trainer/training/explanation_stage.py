@@ -11,7 +11,7 @@ from nemt_dicom.errors import TrainingError
 from nemt_dicom.model.network import ExplainedNetwork
 
 from ..data.examples import Examples
-from ..inference import explained_probability, probabilities, soft_masks
+from ..inference import BATCH, batches, device_of, explained_probability, probabilities, soft_masks
 from ..metrics import faithfulness
 from .agreement import SQUARE_NUMBERS
 from .augment import add_noise, augment, smoothing_kernels
@@ -65,12 +65,9 @@ def mean_response(network: ExplainedNetwork, train: Examples, response: Response
 
     Raises `TrainingError` if it is about 0: the target model does not know the target.
     """
-    device = next(network.parameters()).device
-    positive = np.flatnonzero(train.labels > 0.5)
-    chosen = positive[np.linspace(0, len(positive) - 1, min(256, len(positive))).astype(int)]
     responses = [
-        respond(network.log_odds(network.logits(images.to(device))), response)
-        for images in torch.split(torch.from_numpy(train.take(chosen)), 32)
+        respond(network.log_odds(network.logits(images)), response)
+        for images in batches(network, train.take(_positives(train, 256)))
     ]
     mean = float(torch.cat(responses).abs().mean())
     if not mean > 1e-3:
@@ -79,6 +76,13 @@ def mean_response(network: ExplainedNetwork, train: Examples, response: Response
             "the target, so that there is nothing to explain"
         )
     return mean
+
+
+def _positives(examples: Examples, most: int) -> NDArray[np.intp]:
+    """Rows of up to `most` examples with the target, spread over all of them."""
+    rows = np.flatnonzero(examples.labels > 0.5)
+    chosen: NDArray[np.intp] = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
+    return chosen
 
 
 class ExplanationStage:
@@ -221,13 +225,12 @@ def validate(
     objective: Objective,
     examples: Examples,
     fill: TrainingFill,
-    size: int = 32,
 ) -> dict[str, float]:
     """Loss, fall and mask area, over all examples and by label, the mean over all fills."""
-    device = next(network.parameters()).device
+    device = device_of(network)
     parts: list[list[Terms]] = []
-    for i in range(0, len(examples), size):
-        rows = np.arange(i, min(i + size, len(examples)))
+    for i in range(0, len(examples), BATCH):
+        rows = np.arange(i, min(i + BATCH, len(examples)))
         images = torch.from_numpy(examples.take(rows)).to(device)
         parts.append([objective(network, images, r, 1.0) for r in expected(fill, images)])
     loss, fall, area = (
@@ -250,11 +253,9 @@ def mean_faithfulness(network: ExplainedNetwork, examples: Examples) -> float:
 
     If it is not defined, because the mask is constant, it counts as 0. See `metrics.faithfulness`.
     """
-    positive = np.flatnonzero(examples.labels > 0.5)
-    count = min(JUDGED, len(positive))
-    images = examples.take(positive[np.linspace(0, len(positive) - 1, count).astype(int)])
+    images = examples.take(_positives(examples, JUDGED))
     _, masks = soft_masks(network, images)
-    device = str(next(network.parameters()).device)
+    device = str(device_of(network))
     probability, index = explained_probability(network, images)
     assert probability is not None  # the configuration asks it of no representation
     values = faithfulness(list(masks), images, probability, index=index, device=device)
